@@ -1,0 +1,1 @@
+//! The world in which many instances, one store and many phones live.
