@@ -6,4 +6,5 @@
 
 pub mod doc;
 pub mod id;
+pub mod policy;
 pub mod time;
