@@ -71,6 +71,20 @@ pub struct Settings {
     pub realtime_stamp: Duration,
     /// An idle gap filler stamps the account at most once per this interval
     pub idle_stamp: Duration,
+    /// Where WhatsApp credentials are kept (`SESSION_STORE`)
+    pub credentials: Credentials,
+    /// The rule that is broken on purpose
+    #[cfg(feature = "bugs")]
+    pub bug: Option<crate::bug::Bug>,
+}
+
+/// Where WhatsApp credentials are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Credentials {
+    /// On this host: an account paired elsewhere cannot be served here
+    Local,
+    /// In the common store: they follow the account
+    Shared,
 }
 
 /// Whether one instance is active at a time or all are.
@@ -221,6 +235,9 @@ impl Settings {
             reconnect_max: secs(300),
             realtime_stamp: secs(1),
             idle_stamp: secs(900),
+            credentials: Credentials::Local,
+            #[cfg(feature = "bugs")]
+            bug: None,
         }
     }
 

@@ -1,0 +1,363 @@
+//! What all parts of an instance share: the way out, timers, clocks, the session's belief.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use crate::bug::Bug;
+use crate::doc::{DocPath, FieldOp, Precondition, Query, Value, Write};
+use crate::id::{AccountId, BootId, OutboxId, RequestId};
+use crate::io::{Event, GatewayCall, GatewayRequest, Lane, Output, RunKind, StoreCall, StoreRequest};
+use crate::policy::Policy;
+use crate::time::{Mono, StoreTime};
+use crate::timers::Timers;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Host {
+    pub(crate) policy: Arc<Policy>,
+    /// The latest `now` ever given
+    pub(crate) now: Mono,
+    pub(crate) clock: StoreClock,
+    pub(crate) timers: Timers<Timer>,
+    pub(crate) boot: BootId,
+    /// Until when everything held under the session may be believed
+    pub(crate) deadline: Mono,
+    /// Slots taken by working runs, per kind
+    pub(crate) working: BTreeMap<RunKind, u32>,
+    /// When the next connection may be opened
+    pub(crate) next_connect: Mono,
+    /// Connections of accounts that are not held any more, until they are closed
+    pub(crate) closing: BTreeMap<AccountId, RequestId>,
+    pub(crate) out: VecDeque<Output>,
+    requests: BTreeMap<RequestId, Route>,
+    expiries: BTreeMap<Patience, VecDeque<(Mono, RequestId)>>,
+    next_request: u64,
+    seed: [u8; 32],
+    draws: u64,
+    incidents: u64,
+}
+
+/// Where an answer goes.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Route {
+    Account(AccountId, AccountRoute),
+    /// Nobody waits for it
+    Nobody,
+    OutboxPoll,
+    PollLock,
+    PollSessions,
+    ScanAccounts,
+    ScanOwners(Vec<AccountId>),
+    ScanSessions,
+    Session,
+}
+
+/// Where within an account.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum AccountRoute {
+    Connect,
+    Ledger,
+    Load,
+    LoadMarker,
+    Logout,
+    Run(RunKind),
+    Send(OutboxId),
+    Spool,
+}
+
+/// What is to be done later.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum Timer {
+    Account(AccountId, AccountTimer),
+    /// The session's belief ends
+    Deadline,
+    OutboxPoll,
+    Poll,
+    Rebalance,
+    Renew,
+    Scan,
+    SessionRetry,
+    StopTimeout,
+    Tick(RunKind),
+}
+
+/// What is to be done later about one account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) enum AccountTimer {
+    Connect,
+    /// The run that follows a connect
+    ConnectRun,
+    LedgerRetry,
+    /// The phone may be asked, or has not answered
+    Phone,
+    /// A run has something to do: renew its lease, retry, end
+    Run(RunKind),
+    Spool,
+    Stamp,
+}
+
+impl Timer {
+    pub(crate) const fn name(&self) -> &'static str {
+        match self {
+            Self::Account(_, AccountTimer::Connect) => "connect",
+            Self::Account(_, AccountTimer::ConnectRun) => "run after connect",
+            Self::Account(_, AccountTimer::LedgerRetry) => "account write retry",
+            Self::Account(_, AccountTimer::Phone) => "phone",
+            Self::Account(_, AccountTimer::Run(_)) => "run",
+            Self::Account(_, AccountTimer::Spool) => "spool retry",
+            Self::Account(_, AccountTimer::Stamp) => "stamp",
+            Self::Deadline => "session deadline",
+            Self::OutboxPoll => "outbox poll",
+            Self::Poll => "lock poll",
+            Self::Rebalance => "rebalance",
+            Self::Renew => "session renewal",
+            Self::Scan => "account scan",
+            Self::SessionRetry => "session write retry",
+            Self::StopTimeout => "stop timeout",
+            Self::Tick(RunKind::AutoBackfill) => "backfill tick",
+            Self::Tick(RunKind::RecentSync) => "recent sync tick",
+        }
+    }
+}
+
+/// How long an answer is waited for. Within one class requests expire in the order of sending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Patience {
+    Gateway,
+    Read,
+    Write,
+}
+
+impl Host {
+    pub(crate) fn new(policy: Policy, seed: [u8; 32], now: Mono) -> Self {
+        Self {
+            policy: Arc::new(policy),
+            now,
+            clock: StoreClock::default(),
+            timers: Timers::new(),
+            boot: BootId::derive(&seed, 0),
+            deadline: Mono::ZERO,
+            working: BTreeMap::new(),
+            next_connect: now,
+            closing: BTreeMap::new(),
+            out: VecDeque::new(),
+            requests: BTreeMap::new(),
+            expiries: BTreeMap::new(),
+            next_request: 1,
+            seed,
+            draws: 0,
+            incidents: 0,
+        }
+    }
+
+    /// Whether a rule is broken on purpose.
+    #[cfg(feature = "bugs")]
+    pub(crate) fn bug(&self, bug: Bug) -> bool {
+        self.policy.bug == Some(bug)
+    }
+
+    /// Whether a rule is broken on purpose: never in this build.
+    #[cfg(not(feature = "bugs"))]
+    #[expect(clippy::unused_self, reason = "the same call as with the feature")]
+    pub(crate) const fn bug(&self, _: Bug) -> bool {
+        false
+    }
+
+    /// Whether the session, and so everything held under it, may be believed now.
+    pub(crate) fn believing(&self) -> bool {
+        self.now < self.deadline
+    }
+
+    pub(crate) fn event(&mut self, event: Event) {
+        self.out.push_back(Output::Event(event));
+    }
+
+    pub(crate) fn get(&mut self, route: Route, lane: Lane, paths: Vec<DocPath>) -> RequestId {
+        self.store(route, lane, StoreCall::Get(paths), Mono::NEVER)
+    }
+
+    pub(crate) fn query(&mut self, route: Route, query: Query) -> RequestId {
+        self.store(route, Lane::Work, StoreCall::Query(query), Mono::NEVER)
+    }
+
+    /// Sends a commit that may start until `not_after`.
+    pub(crate) fn commit(
+        &mut self,
+        route: Route,
+        lane: Lane,
+        writes: Vec<Write>,
+        not_after: Mono,
+    ) -> RequestId {
+        self.store(route, lane, StoreCall::Commit(writes), not_after)
+    }
+
+    pub(crate) fn gateway(
+        &mut self,
+        account: &AccountId,
+        route: AccountRoute,
+        call: GatewayCall,
+        not_after: Mono,
+    ) -> RequestId {
+        // How long a parse or a spool takes depends on its size; the gateway always answers them.
+        let patience = match call {
+            GatewayCall::Parse { .. } | GatewayCall::Spool { .. } | GatewayCall::Unspool { .. } => None,
+            _ => Some(Patience::Gateway),
+        };
+        let id = self.request(Route::Account(account.clone(), route), patience);
+        let not_after = if self.bug(Bug::EffectsNeverExpire) { Mono::NEVER } else { not_after };
+        self.out.push_back(Output::Gateway(GatewayRequest {
+            id,
+            account: account.clone(),
+            not_after,
+            call,
+        }));
+        id
+    }
+
+    /// Closes a connection; allowed at any time and awaited by nobody.
+    pub(crate) fn close(&mut self, account: &AccountId, connection: RequestId) {
+        let id = self.request(Route::Nobody, Some(Patience::Gateway));
+        self.out.push_back(Output::Gateway(GatewayRequest {
+            id,
+            account: account.clone(),
+            not_after: Mono::NEVER,
+            call: GatewayCall::Close { connection },
+        }));
+    }
+
+    /// Leaves a note for operators in `incidents`.
+    pub(crate) fn incident(&mut self, account: Option<&AccountId>, kind: &'static str) {
+        self.event(Event::Incident { account: account.cloned(), kind });
+        self.incidents += 1;
+        let id = smol_str::format_smolstr!("incidents/{}-{}", self.boot, self.incidents);
+        let Ok(path) = DocPath::parse(id) else { return };
+        let fields = vec![
+            ("accountId".into(), Value::from(account.map(AccountId::text)).into()),
+            ("type".into(), Value::from(kind).into()),
+            ("severity".into(), Value::from("warning").into()),
+            ("details".into(), Value::map([("boot", Value::from(self.boot.text()))]).into()),
+            ("ts".into(), FieldOp::ServerTime),
+        ];
+        let write = Write::merge(path, Precondition::Absent, fields);
+        let not_after = self.now + self.policy.write_timeout;
+        self.commit(Route::Nobody, Lane::Work, vec![write], not_after);
+    }
+
+    /// Takes out where the answer to `request` goes; `None` if nobody waits (any more).
+    pub(crate) fn answered(&mut self, request: RequestId) -> Option<Route> {
+        let route = self.requests.remove(&request)?;
+        for queue in self.expiries.values_mut() {
+            while queue.front().is_some_and(|(_, id)| !self.requests.contains_key(id)) {
+                queue.pop_front();
+            }
+        }
+        Some(route)
+    }
+
+    /// Takes out a request that has waited too long.
+    pub(crate) fn expired(&mut self) -> Option<RequestId> {
+        let now = self.now;
+        self.expiries
+            .values()
+            .filter_map(|queue| queue.front())
+            .filter(|(at, _)| *at <= now)
+            .min()
+            .map(|(_, id)| *id)
+    }
+
+    /// When the next request has waited too long.
+    pub(crate) fn next_expiry(&self) -> Option<Mono> {
+        self.expiries.values().filter_map(|queue| queue.front()).map(|(at, _)| *at).min()
+    }
+
+    pub(crate) fn in_ms(&mut self, timer: Timer, delay: Duration) {
+        let at = self.now + delay;
+        self.timers.set(timer, at);
+    }
+
+    /// A number from `min` to `max`, the same for the same seed and number of draws.
+    pub(crate) fn jitter(&mut self, min: Duration, max: Duration) -> Duration {
+        self.draws += 1;
+        let hash = Sha256::new()
+            .chain_update(b"jitter")
+            .chain_update(self.seed)
+            .chain_update(self.draws.to_be_bytes())
+            .finalize();
+        let draw = u64::from_be_bytes([
+            hash[0], hash[1], hash[2], hash[3], hash[4], hash[5], hash[6], hash[7],
+        ]);
+        let span = u64::try_from(max.saturating_sub(min).as_millis()).unwrap_or(u64::MAX);
+        min + Duration::from_millis(if span == u64::MAX { draw } else { draw % (span + 1) })
+    }
+
+    /// `d` give or take a fifth.
+    pub(crate) fn about(&mut self, d: Duration) -> Duration {
+        self.jitter(d - d / 5, d + d / 5)
+    }
+
+    pub(crate) fn boot_of(&self, n: u64) -> BootId {
+        BootId::derive(&self.seed, n)
+    }
+
+    /// Whether another run of this kind may work now.
+    pub(crate) fn has_slot(&self, kind: RunKind) -> bool {
+        let most = match kind {
+            RunKind::AutoBackfill => self.policy.auto_backfill.max_concurrency,
+            RunKind::RecentSync => self.policy.recent_sync.max_concurrency,
+        };
+        self.working.get(&kind).copied().unwrap_or(0) < most
+    }
+
+    fn store(&mut self, route: Route, lane: Lane, call: StoreCall, not_after: Mono) -> RequestId {
+        let (patience, timeout) = match call {
+            StoreCall::Commit(_) => (Patience::Write, self.policy.write_timeout),
+            StoreCall::Get(_) | StoreCall::Query(_) => (Patience::Read, self.policy.read_timeout),
+        };
+        let id = self.request(route, Some(patience));
+        let not_after = not_after.min(self.now + timeout);
+        let not_after = if self.bug(Bug::EffectsNeverExpire) { Mono::NEVER } else { not_after };
+        self.out.push_back(Output::Store(StoreRequest { id, not_after, lane, call }));
+        id
+    }
+
+    fn request(&mut self, route: Route, patience: Option<Patience>) -> RequestId {
+        let id = RequestId(self.next_request);
+        self.next_request += 1;
+        self.requests.insert(id, route);
+        if let Some(patience) = patience {
+            let timeout = match patience {
+                Patience::Gateway => GATEWAY_TIMEOUT,
+                Patience::Read => self.policy.read_timeout,
+                Patience::Write => self.policy.write_timeout,
+            };
+            self.expiries.entry(patience).or_default().push_back((self.now + timeout, id));
+        }
+        id
+    }
+}
+
+/// A lower bound of the store's time now, from what the store last said and the time since.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct StoreClock {
+    seen: Option<(StoreTime, Mono)>,
+}
+
+impl StoreClock {
+    /// Learns that the store's time was at least `time` when its answer arrived.
+    pub(crate) fn observe(&mut self, time: StoreTime, now: Mono, ppm: u32) {
+        if self.now(now, ppm).is_none_or(|estimate| estimate < time) {
+            self.seen = Some((time, now));
+        }
+    }
+
+    /// The store's time, or a little less; `None` before the store has said anything.
+    pub(crate) fn now(&self, now: Mono, ppm: u32) -> Option<StoreTime> {
+        let (time, at) = self.seen?;
+        let elapsed = now.since(at);
+        Some(time + elapsed.saturating_sub(elapsed.saturating_mul(ppm) / 1_000_000))
+    }
+}
+
+const GATEWAY_TIMEOUT: Duration = Duration::from_secs(30);
