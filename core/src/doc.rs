@@ -35,7 +35,7 @@ pub enum Value {
     /// Latitude and longitude; kept for foreign fields, never made by the core
     GeoPoint(Double, Double),
     /// An ordered list
-    Array(Vec<Value>),
+    Array(Vec<Self>),
     /// Named values
     Map(Fields),
 }

@@ -5,3 +5,4 @@
 //! simulator with simulated ones; the code between them and the core is the same.
 
 pub mod port;
+pub mod semantics;
