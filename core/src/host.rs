@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sha2::{Digest, Sha256};
+use smol_str::SmolStr;
 
 use crate::bug::Bug;
 use crate::doc::{DocPath, FieldOp, Precondition, Query, Value, Write};
 use crate::id::{AccountId, BootId, OutboxId, RequestId};
-use crate::io::{Event, GatewayCall, GatewayRequest, Lane, Output, RunKind, StoreCall, StoreRequest};
+use crate::io::{ChunkId, Event, GatewayCall, GatewayRequest, Lane, Output, RunKind, StoreCall, StoreRequest};
 use crate::policy::Policy;
 use crate::time::{Mono, StoreTime};
 use crate::timers::Timers;
@@ -26,6 +27,8 @@ pub(crate) struct Host {
     pub(crate) deadline: Mono,
     /// Slots taken by working runs, per kind
     pub(crate) working: BTreeMap<RunKind, u32>,
+    /// Runs that wait for a slot, in order
+    pub(crate) waiting: VecDeque<(RunKind, AccountId)>,
     /// When the next connection may be opened
     pub(crate) next_connect: Mono,
     /// Connections of accounts that are not held any more, until they are closed
@@ -43,6 +46,8 @@ pub(crate) struct Host {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Route {
     Account(AccountId, AccountRoute),
+    /// Sessions that have been dead for long
+    Garbage,
     /// Nobody waits for it
     Nobody,
     OutboxPoll,
@@ -50,7 +55,7 @@ pub(crate) enum Route {
     PollSessions,
     ScanAccounts,
     ScanOwners(Vec<AccountId>),
-    ScanSessions,
+    ScanSessions(Vec<SmolStr>),
     Session,
 }
 
@@ -60,11 +65,12 @@ pub(crate) enum AccountRoute {
     Connect,
     Ledger,
     Load,
-    LoadMarker,
-    Logout,
+    LoadMarker(BootId),
+    LoadOpen,
     Run(RunKind),
     Send(OutboxId),
-    Spool,
+    Spool(ChunkId),
+    Unawaited,
 }
 
 /// What is to be done later.
@@ -86,10 +92,13 @@ pub(crate) enum Timer {
 /// What is to be done later about one account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum AccountTimer {
+    /// Commits that were refused
+    Again,
     Connect,
     /// The run that follows a connect
     ConnectRun,
     LedgerRetry,
+    Load,
     /// The phone may be asked, or has not answered
     Phone,
     /// A run has something to do: renew its lease, retry, end
@@ -101,9 +110,11 @@ pub(crate) enum AccountTimer {
 impl Timer {
     pub(crate) const fn name(&self) -> &'static str {
         match self {
+            Self::Account(_, AccountTimer::Again) => "account write again",
             Self::Account(_, AccountTimer::Connect) => "connect",
             Self::Account(_, AccountTimer::ConnectRun) => "run after connect",
             Self::Account(_, AccountTimer::LedgerRetry) => "account write retry",
+            Self::Account(_, AccountTimer::Load) => "account load",
             Self::Account(_, AccountTimer::Phone) => "phone",
             Self::Account(_, AccountTimer::Run(_)) => "run",
             Self::Account(_, AccountTimer::Spool) => "spool retry",
@@ -140,6 +151,7 @@ impl Host {
             boot: BootId::derive(&seed, 0),
             deadline: Mono::ZERO,
             working: BTreeMap::new(),
+            waiting: VecDeque::new(),
             next_connect: now,
             closing: BTreeMap::new(),
             out: VecDeque::new(),
@@ -163,6 +175,16 @@ impl Host {
     #[expect(clippy::unused_self, reason = "the same call as with the feature")]
     pub(crate) const fn bug(&self, _: Bug) -> bool {
         false
+    }
+
+    /// The store's time now, or a little less.
+    pub(crate) fn store_now(&self) -> StoreTime {
+        self.clock.now(self.now, self.policy.clock_rate_ppm).unwrap_or_default()
+    }
+
+    /// Learns from an answer what the store's time was at least.
+    pub(crate) fn observe(&mut self, time: StoreTime) {
+        self.clock.observe(time, self.now, self.policy.clock_rate_ppm);
     }
 
     /// Whether the session, and so everything held under it, may be believed now.
@@ -342,6 +364,7 @@ impl Host {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct StoreClock {
     seen: Option<(StoreTime, Mono)>,
+    first: Option<(StoreTime, Mono)>,
 }
 
 impl StoreClock {
@@ -350,6 +373,15 @@ impl StoreClock {
         if self.now(now, ppm).is_none_or(|estimate| estimate < time) {
             self.seen = Some((time, now));
         }
+        if self.first.is_none() {
+            self.first = Some((time, now));
+        }
+    }
+
+    /// What the store's clock would show had it run like this process's own since the first
+    /// answer: a local clock that was set right once. Good for nothing but to show what it breaks.
+    pub(crate) fn local(&self, now: Mono) -> Option<StoreTime> {
+        self.first.map(|(time, at)| time + now.since(at))
     }
 
     /// The store's time, or a little less; `None` before the store has said anything.

@@ -21,6 +21,8 @@ pub enum Input {
     Answer(RequestId, Answer),
     /// Somebody asks for something
     Command(CommandId, Command),
+    /// Whether the credentials of an account lie on this host
+    Credentials(AccountId, bool),
     /// WhatsApp or the gateway reports about an account
     Gateway(AccountId, GatewayEvent),
     /// Something may have changed in the store; may come late, twice, for nothing or never
@@ -216,6 +218,19 @@ pub enum CloseReason {
     PairingExpired,
     /// Another connection with the same credentials took its place
     Replaced,
+}
+
+impl CloseReason {
+    /// In `snake_case`, as documents name it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Asked => "asked",
+            Self::LoggedOut => "logged_out",
+            Self::Lost => "lost",
+            Self::PairingExpired => "pairing_expired",
+            Self::Replaced => "replaced",
+        }
+    }
 }
 
 /// What a page of history brought, after its messages became durable.
@@ -590,7 +605,7 @@ pub enum PassiveReason {
 }
 
 /// How a run ended.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct RunResult {
     /// Nothing went wrong
     pub ok: bool,

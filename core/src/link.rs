@@ -1,0 +1,103 @@
+//! One account's connection to WhatsApp: when to open it, when to try again, when to give up.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use crate::host::Host;
+use crate::id::RequestId;
+use crate::io::CloseReason;
+use crate::time::Mono;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Link {
+    pub(crate) state: LinkState,
+    failures: u32,
+    opened_at: Option<Mono>,
+    replaced: VecDeque<Mono>,
+    /// Since when WhatsApp could not be reached
+    pub(crate) cut_off_since: Option<Mono>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum LinkState {
+    /// The gateway was told to close
+    Closing(RequestId),
+    /// The gateway was told to connect
+    Connecting(RequestId),
+    /// The marker is being written
+    Marking,
+    /// Not to be connected
+    Off,
+    /// Logged in
+    Open(RequestId),
+    /// Waits for its time to connect
+    Waiting,
+}
+
+impl Link {
+    pub(crate) fn new() -> Self {
+        Self {
+            state: LinkState::Off,
+            failures: 0,
+            opened_at: None,
+            replaced: VecDeque::new(),
+            cut_off_since: None,
+        }
+    }
+
+    /// The connection that can act or may yet be opened.
+    pub(crate) fn connection(&self) -> Option<RequestId> {
+        match self.state {
+            LinkState::Closing(id) | LinkState::Connecting(id) | LinkState::Open(id) => Some(id),
+            LinkState::Marking | LinkState::Off | LinkState::Waiting => None,
+        }
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        matches!(self.state, LinkState::Open(_))
+    }
+
+    pub(crate) fn opened(&mut self, host: &Host, connection: RequestId) {
+        self.state = LinkState::Open(connection);
+        self.opened_at = Some(host.now);
+        self.cut_off_since = None;
+    }
+
+    /// WhatsApp answered, if only with a code to scan.
+    pub(crate) fn reached(&mut self) {
+        self.cut_off_since = None;
+    }
+
+    /// After a connection ended or could not be opened: how long to wait before the next one, and
+    /// whether others take our place again and again.
+    pub(crate) fn lost(&mut self, host: &mut Host, reason: CloseReason) -> (Duration, bool) {
+        let stable = self.opened_at.is_some_and(|at| host.now.since(at) >= STABLE);
+        self.failures = if stable { 0 } else { self.failures.saturating_add(1) };
+        if self.opened_at.take().is_none() && self.cut_off_since.is_none() {
+            self.cut_off_since = Some(host.now);
+        }
+        self.state = LinkState::Waiting;
+
+        let mut contested = false;
+        if reason == CloseReason::Replaced {
+            self.replaced.push_back(host.now);
+            while self.replaced.front().is_some_and(|at| host.now.since(*at) > CONTEST_WINDOW) {
+                self.replaced.pop_front();
+            }
+            if self.replaced.len() >= CONTESTS {
+                self.replaced.clear();
+                contested = true;
+            }
+        }
+        let doublings = self.failures.min(16);
+        let base = host.policy.reconnect_min.saturating_mul(1 << doublings);
+        let longest = base.min(host.policy.reconnect_max);
+        (host.jitter(longest / 2, longest), contested)
+    }
+}
+
+/// A connection that stood this long was not a failure.
+const STABLE: Duration = Duration::from_secs(60);
+/// This many replacements within [`CONTEST_WINDOW`] are worth an operator's attention.
+const CONTESTS: usize = 5;
+const CONTEST_WINDOW: Duration = Duration::from_secs(30);

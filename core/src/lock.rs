@@ -1,0 +1,88 @@
+//! The lock of exclusive mode, and beside it the lock document that other software knows.
+
+use std::time::Duration;
+
+use smol_str::SmolStr;
+
+use crate::account::is_own_mark;
+use crate::doc::{DocPath, Document, Precondition, Version};
+use crate::host::Host;
+use crate::id::Epoch;
+use crate::time::StoreTime;
+
+/// Both locks as they were last read.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct LockView {
+    pub(crate) owner: Option<SmolStr>,
+    pub(crate) epoch: Epoch,
+    pub(crate) read_time: StoreTime,
+    version: Option<Version>,
+    compat: Option<Compat>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Compat {
+    holder: SmolStr,
+    until_ms: i64,
+    version: Version,
+    update_time: StoreTime,
+}
+
+/// `coordination/lock`: who is ACTIVE in exclusive mode.
+pub(crate) fn lock_path() -> DocPath {
+    DocPath::parse("coordination/lock").expect("a constant path")
+}
+
+/// The lock document that a Node instance looks at.
+pub(crate) fn compat_path() -> DocPath {
+    DocPath::parse("wa_metrics/longrun/locks/wa_connection").expect("a constant path")
+}
+
+impl LockView {
+    pub(crate) fn see(&mut self, doc: Option<&Document>) {
+        self.owner = doc.and_then(|d| d.str("owner")).filter(|o| !o.is_empty()).map(Into::into);
+        self.epoch = Epoch(doc.and_then(|d| d.count("epoch")).unwrap_or(0));
+        self.version = doc.map(|d| d.version);
+    }
+
+    pub(crate) fn see_compat(&mut self, doc: Option<&Document>) {
+        self.compat = doc.map(|doc| Compat {
+            holder: doc.str("holderInstanceId").unwrap_or_default().into(),
+            until_ms: doc.int("leaseUntil").unwrap_or(0),
+            version: doc.version,
+            update_time: doc.update_time,
+        });
+    }
+
+    /// Whether software that is not ours holds the compat lock. What it wrote counts until it
+    /// ends by its own word and has not moved for a term and the margin; what has not moved for
+    /// three terms counts no more, whatever it says.
+    pub(crate) fn foreign_holds(&self, host: &Host, now: StoreTime) -> bool {
+        let Some(compat) = &self.compat else { return false };
+        if is_own_mark(&compat.holder) || compat.holder.starts_with("shared:") {
+            return false;
+        }
+        if compat.holder.is_empty() || compat.until_ms == 0 {
+            return false;
+        }
+        let quiet = now.since(compat.update_time);
+        let over = now.as_millis() > compat.until_ms;
+        !(over && quiet > COMPAT_TERM + host.policy.margin || quiet > COMPAT_TERM * 3)
+    }
+
+    /// Until when the compat lock says it is held.
+    pub(crate) fn compat_until(&self) -> StoreTime {
+        StoreTime::from_millis(self.compat.as_ref().map_or(0, |compat| compat.until_ms))
+    }
+
+    pub(crate) fn unchanged(&self) -> Precondition {
+        self.version.map_or(Precondition::Absent, Precondition::Version)
+    }
+
+    pub(crate) fn compat_unchanged(&self) -> Precondition {
+        self.compat.as_ref().map_or(Precondition::Absent, |c| Precondition::Version(c.version))
+    }
+}
+
+/// The term that a Node instance writes and expects.
+const COMPAT_TERM: Duration = Duration::from_secs(90);

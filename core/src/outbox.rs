@@ -1,0 +1,197 @@
+//! Sending: every outbox document leaves under one WhatsApp id, persisted before it is sent.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use smol_str::SmolStr;
+
+use crate::alias::{Alias, outbound_wa_id};
+use crate::bug::Bug;
+use crate::doc::{
+    CollectionPath, Comparison, Direction, Document, FieldOp, FieldPath, Precondition, Query, Value,
+    Version, Write,
+};
+use crate::host::{AccountRoute, Host};
+use crate::id::{AccountId, MessageId, OutboxId, ThreadId};
+use crate::io::{Answer, GatewayCall, Rejection};
+use crate::ledger::{Companion, Purpose};
+use crate::tenure::Tenure;
+use crate::time::StoreTime;
+
+/// A message of ours on its way out.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Sending {
+    pub(crate) version: Option<Version>,
+    wa_id: SmolStr,
+    thread: Option<ThreadId>,
+    attempts: u64,
+    end: Option<End>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum End {
+    /// Every attempt failed, or no attempt can succeed
+    Failed,
+    /// To be tried again later
+    Queued,
+    Sent,
+}
+
+/// The messages that wait to be sent, of all accounts.
+pub(crate) fn queued(now: StoreTime) -> Query {
+    Query::all(CollectionPath::root("outbox"), POLL_LIMIT)
+        .filter(STATUS, Comparison::Equal, "queued")
+        .filter(NEXT_ATTEMPT_AT, Comparison::LessOrEqual, now)
+        .order_by(NEXT_ATTEMPT_AT, Direction::Ascending)
+        .select(wanted())
+}
+
+/// The messages that somebody claimed and has not finished, of one account.
+pub(crate) fn processing(account: &AccountId) -> Query {
+    Query::all(CollectionPath::root("outbox"), POLL_LIMIT)
+        .filter(STATUS, Comparison::Equal, "processing")
+        .filter(FieldPath::new("accountId"), Comparison::Equal, account.text())
+        .select(wanted())
+}
+
+impl Tenure {
+    /// A document of the outbox that names this account.
+    pub(crate) fn on_outbox(&mut self, host: &mut Host, read_time: StoreTime, doc: &Arc<Document>) {
+        let Ok(id) = OutboxId::parse(doc.path.id()) else { return };
+        if !self.is_connected() || self.sending.contains_key(&id) {
+            return;
+        }
+        if doc.str("status") == Some("processing") {
+            // Claimed under an earlier ownership, so its claimant can do nothing more. A claim
+            // that is not ours at all counts until it ends by its own word.
+            let claimed_by_us = doc.count("connectionEpoch").is_some();
+            let foreign_until = doc.time("leaseUntil");
+            if !claimed_by_us && foreign_until.is_some_and(|until| until > read_time) {
+                return;
+            }
+        }
+        let attempts = doc.count("attemptCount").unwrap_or(0);
+        let wa_id = match doc.str("waMessageId") {
+            Some(known) if !host.bug(Bug::FreshIdPerAttempt) => known.into(),
+            _ if host.bug(Bug::FreshIdPerAttempt) => {
+                smol_str::format_smolstr!("{}{attempts}", outbound_wa_id(&id))
+            }
+            _ => outbound_wa_id(&id),
+        };
+        let thread = doc.str("threadId").and_then(|t| ThreadId::parse(t).ok());
+        let version = Some(doc.version);
+        let sending = Sending { version, wa_id, thread, attempts: attempts + 1, end: None };
+        self.sending.insert(id.clone(), sending);
+        if host.bug(Bug::SendBeforeClaim) {
+            self.on_outbox_claimed(host, &id);
+        }
+        self.ledger.push(Purpose::OutboxClaim(id));
+        self.pump(host);
+    }
+
+    pub(crate) fn on_outbox_claimed(&mut self, host: &mut Host, id: &OutboxId) {
+        let Some(sending) = self.sending.get_mut(id) else { return };
+        if !self.link.is_open() {
+            sending.end = Some(End::Queued);
+            self.ledger.push(Purpose::OutboxEnd(id.clone()));
+            return;
+        }
+        let call = GatewayCall::Send { outbox: id.clone(), wa_id: sending.wa_id.clone() };
+        host.gateway(&self.id, AccountRoute::Send(id.clone()), call, host.deadline);
+    }
+
+    pub(crate) fn on_send_answer(&mut self, host: &Host, id: &OutboxId, answer: &Answer) {
+        let most = u64::from(host.policy.outbox.max_attempts);
+        let Some(sending) = self.sending.get_mut(id) else { return };
+        sending.end = Some(match answer {
+            Answer::Done => End::Sent,
+            Answer::Rejected(Rejection::Invalid | Rejection::Denied) => End::Failed,
+            // Under the same id a second sending is the same message.
+            _ if sending.attempts >= most => End::Failed,
+            _ => End::Queued,
+        });
+        self.ledger.push(Purpose::OutboxEnd(id.clone()));
+    }
+
+    pub(crate) fn outbox_writes(
+        &self,
+        host: &Host,
+        id: &OutboxId,
+        purpose: &Purpose,
+    ) -> Option<Vec<(Companion, Write)>> {
+        let sending = self.sending.get(id)?;
+        let mut fields: Vec<(FieldPath, FieldOp)> = vec![
+            (FieldPath::new("updatedAt"), FieldOp::ServerTime),
+            (FieldPath::new("connectionEpoch"), Value::from(self.epoch.0).into()),
+        ];
+        let mut writes = Vec::new();
+        if let Purpose::OutboxClaim(_) = purpose {
+            let claim = host.policy.outbox.claim;
+            fields.extend([
+                (STATUS, Value::from("processing").into()),
+                (FieldPath::new("claimedBy"), Value::from(host.policy.instance.text()).into()),
+                (FieldPath::new("leaseUntil"), Value::from(host.store_now() + claim).into()),
+                (ATTEMPT_COUNT, Value::from(sending.attempts).into()),
+                (WA_MESSAGE_ID, Value::from(sending.wa_id.clone()).into()),
+            ]);
+            if let Some(thread) = &sending.thread {
+                // The message's document has the same id as the outbox document.
+                if let Ok(message) = MessageId::parse(id.text()) {
+                    let alias = Alias { thread: thread.clone(), message };
+                    writes.push((Companion::Alias, alias.record(&self.id, id)));
+                }
+            }
+        } else {
+            match sending.end? {
+                End::Failed => fields.extend([
+                    (STATUS, Value::from("failed").into()),
+                    (FieldPath::new("lastError"), Value::from("send_failed").into()),
+                    (FieldPath::new("failedAt"), FieldOp::ServerTime),
+                    (FieldPath::new("success"), Value::from(false).into()),
+                ]),
+                End::Queued => {
+                    let doublings = u32::try_from(sending.attempts.min(10)).unwrap_or(10) - 1;
+                    let wait = host.policy.outbox.retry.saturating_mul(1 << doublings);
+                    fields.extend([
+                        (STATUS, Value::from("queued").into()),
+                        (NEXT_ATTEMPT_AT, Value::from(host.store_now() + wait).into()),
+                    ]);
+                }
+                End::Sent => fields.extend([
+                    (STATUS, Value::from("sent").into()),
+                    (FieldPath::new("success"), Value::from(true).into()),
+                    (FieldPath::new("sentAt"), FieldOp::ServerTime),
+                    (
+                        FieldPath::new("providerMessageId"),
+                        Value::from(sending.wa_id.clone()).into(),
+                    ),
+                ]),
+            }
+        }
+        let precondition = sending.version.map_or(Precondition::Exists, Precondition::Version);
+        let write = Write::merge(id.path(), precondition, fields);
+        writes.insert(0, (Companion::Outbox(id.clone()), write));
+        Some(writes)
+    }
+}
+
+fn wanted() -> [FieldPath; 7] {
+    [
+        FieldPath::new("accountId"),
+        ATTEMPT_COUNT,
+        FieldPath::new("connectionEpoch"),
+        FieldPath::new("leaseUntil"),
+        STATUS,
+        FieldPath::new("threadId"),
+        WA_MESSAGE_ID,
+    ]
+}
+
+/// How long a poll must have found nothing new before it is repeated at once.
+pub(crate) const HINT_DEBOUNCE: Duration = Duration::from_millis(50);
+
+const ATTEMPT_COUNT: FieldPath = FieldPath::new("attemptCount");
+const NEXT_ATTEMPT_AT: FieldPath = FieldPath::new("nextAttemptAt");
+const POLL_LIMIT: u32 = 100;
+const STATUS: FieldPath = FieldPath::new("status");
+const WA_MESSAGE_ID: FieldPath = FieldPath::new("waMessageId");

@@ -1,0 +1,90 @@
+//! One account's phone: who may ask it next, and when.
+//!
+//! At most one request is in flight. A request outlives its sender: before asking, its time is
+//! made durable, and until it can no longer be answered nobody asks again, successors included.
+
+use std::time::Duration;
+
+use crate::bug::Bug;
+use crate::host::Host;
+use crate::id::RequestId;
+use crate::io::RunKind;
+use crate::time::{Mono, StoreTime};
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Phone {
+    pub(crate) state: PhoneState,
+    /// When it may be asked next
+    pub(crate) free_at: Mono,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum PhoneState {
+    /// Asked; the answer is awaited until a time
+    Asked { kind: RunKind, request: RequestId, until: Mono },
+    #[default]
+    Free,
+    /// A reservation is being written
+    Reserving(RunKind),
+}
+
+impl Phone {
+    /// Takes over what an earlier owner may have asked.
+    pub(crate) fn adopt(&mut self, host: &Host, asked: Option<StoreTime>) {
+        let Some(asked) = asked else { return };
+        let done = asked + occupied(host);
+        // The estimate of the store's time is never ahead, so the wait is never too short.
+        let wait = done.since(host.store_now()).min(occupied(host) * 2);
+        self.free_at = self.free_at.max(host.now + wait);
+    }
+
+    /// A reservation that was sent at `sent` is durable, and the request goes out.
+    pub(crate) fn asked(&mut self, host: &Host, kind: RunKind, request: RequestId, sent: Mono) {
+        let until = host.now.max(sent) + occupied(host);
+        self.state = PhoneState::Asked { kind, request, until };
+        self.free_at = until;
+    }
+
+    /// The request was answered: only the spacing is left to wait for.
+    pub(crate) fn answered(&mut self, host: &Host) {
+        if let PhoneState::Asked { until, .. } = self.state {
+            let sent = until - occupied(host);
+            let spacing = if host.bug(Bug::SpacingIgnored) {
+                Duration::ZERO
+            } else {
+                host.policy.phone.spacing + host.policy.phone.send_window
+            };
+            self.free_at = host.now.max(sent + spacing);
+            self.state = PhoneState::Free;
+        }
+    }
+
+    /// The request did not leave.
+    pub(crate) fn not_asked(&mut self, host: &Host) {
+        self.state = PhoneState::Free;
+        self.free_at = host.now + host.policy.phone.spacing;
+    }
+
+    /// Nobody waits for an answer any more; the request stays in flight all the same.
+    pub(crate) fn disconnected(&mut self) {
+        self.state = PhoneState::Free;
+    }
+
+    /// The run that waits for an answer, and for which.
+    pub(crate) fn awaited(&self) -> Option<(RunKind, RequestId, Mono)> {
+        match self.state {
+            PhoneState::Asked { kind, request, until } => Some((kind, request, until)),
+            PhoneState::Free | PhoneState::Reserving(_) => None,
+        }
+    }
+
+    pub(crate) fn is_free(&self, now: Mono) -> bool {
+        self.state == PhoneState::Free && now >= self.free_at
+    }
+}
+
+/// From its reservation, how long a request counts as in flight.
+fn occupied(host: &Host) -> Duration {
+    let phone = &host.policy.phone;
+    phone.send_window + phone.spacing.max(phone.timeout)
+}

@@ -1,0 +1,154 @@
+//! The sessions of other processes, as far as this one has seen them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use smol_str::SmolStr;
+
+use crate::bug::Bug;
+use crate::doc::{CollectionPath, Comparison, Document, Query, Version};
+use crate::host::Host;
+use crate::id::BootId;
+use crate::session::LIVE;
+use crate::time::{Mono, StoreTime};
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Roster {
+    peers: BTreeMap<BootId, Peer>,
+    /// Earlier boots of this process: certain never to believe again
+    own: BTreeSet<BootId>,
+}
+
+/// A session that was live, or not yet known to be dead, when it was last seen.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Peer {
+    pub(crate) instance: SmolStr,
+    pub(crate) since: StoreTime,
+    pub(crate) mode: SmolStr,
+    pub(crate) active: bool,
+    pub(crate) healthy: bool,
+    pub(crate) expired: bool,
+    version: Version,
+    update_time: StoreTime,
+    /// When it was first seen expired in this version
+    suspect: Option<Mono>,
+}
+
+impl Roster {
+    /// What to ask the store for.
+    pub(crate) fn query() -> Query {
+        Query::all(CollectionPath::root("instances"), 200).filter(
+            LIVE,
+            Comparison::Equal,
+            true,
+        )
+    }
+
+    /// Notes that a boot of this process is over. What it saw expired, its successor looks at anew.
+    pub(crate) fn end_own(&mut self, boot: BootId) {
+        self.own.insert(boot);
+        if self.own.len() > 16 {
+            self.own.pop_first();
+        }
+        for peer in self.peers.values_mut() {
+            peer.suspect = None;
+        }
+    }
+
+    /// Learns which sessions are live. Returns those that may be marked dead now.
+    pub(crate) fn learn(
+        &mut self,
+        host: &Host,
+        read_time: StoreTime,
+        docs: &[Arc<Document>],
+    ) -> Vec<(BootId, Version, StoreTime)> {
+        let mut peers = BTreeMap::new();
+        let mut dead = Vec::new();
+        for doc in docs {
+            let Ok(boot) = BootId::parse(doc.path.id()) else { continue };
+            if boot == host.boot {
+                continue;
+            }
+            let mut peer = Peer::parse(host, read_time, doc);
+            // A look counts only while the own session stands: then the store works, and an owner
+            // that lives had its chance to renew.
+            if peer.expired && host.believing() {
+                let first = self
+                    .peers
+                    .get(&boot)
+                    .filter(|old| old.version == peer.version)
+                    .and_then(|old| old.suspect);
+                peer.suspect = Some(first.unwrap_or(host.now));
+            }
+            if peer.may_be_marked(host, self.own.contains(&boot)) {
+                dead.push((boot.clone(), peer.version, peer.update_time));
+            }
+            peers.insert(boot, peer);
+        }
+        self.peers = peers;
+        dead
+    }
+
+    /// A session that somebody marked dead, or that was found to be.
+    pub(crate) fn remove(&mut self, boot: &str) {
+        self.peers.remove(boot);
+    }
+
+    pub(crate) fn peer(&self, boot: &str) -> Option<&Peer> {
+        self.peers.get(boot)
+    }
+
+    pub(crate) fn peers(&self) -> impl Iterator<Item = (&BootId, &Peer)> {
+        self.peers.iter()
+    }
+
+    /// An older live session with the same label, if there is one.
+    pub(crate) fn elder(&self, host: &Host, since: StoreTime) -> Option<&BootId> {
+        self.peers
+            .iter()
+            .filter(|(boot, peer)| {
+                peer.instance == host.policy.instance.as_str()
+                    && !peer.expired
+                    && !self.own.contains(*boot)
+                    && (peer.since, *boot) < (since, &host.boot)
+            })
+            .map(|(boot, _)| boot)
+            .next()
+    }
+}
+
+impl Peer {
+    fn parse(host: &Host, read_time: StoreTime, doc: &Document) -> Self {
+        let ttl = Duration::from_millis(doc.count("ttlMs").unwrap_or(0));
+        let now = if host.bug(Bug::LocalClockExpiry) {
+            host.clock.local(host.now).unwrap_or(read_time)
+        } else {
+            read_time
+        };
+        let expired = if host.bug(Bug::ExpiryByWrittenUntil)
+            && let Some(until) = doc.time("until")
+        {
+            read_time > until
+        } else {
+            now.since(doc.update_time) > ttl
+        };
+        Self {
+            instance: doc.str("instanceId").unwrap_or_default().into(),
+            since: doc.time("since").unwrap_or_default(),
+            mode: doc.str("mode").unwrap_or_default().into(),
+            active: doc.str("state") == Some("active"),
+            healthy: doc.bool("gatewayHealthy") != Some(false),
+            expired,
+            version: doc.version,
+            update_time: doc.update_time,
+            suspect: None,
+        }
+    }
+
+    fn may_be_marked(&self, host: &Host, own: bool) -> bool {
+        let Some(first) = self.suspect else { return own };
+        let apart = host.policy.session_term / 3;
+        own || host.bug(Bug::DeadMarkAfterOneLook) || host.now.since(first) >= apart
+    }
+}

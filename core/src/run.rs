@@ -1,0 +1,1003 @@
+//! A run over one account: choose threads, find what is missing, ask the phone for it page by page.
+//!
+//! Both kinds of run are the same machine with different goals: the backfill extends history
+//! downwards to a depth, the recent sync closes holes. A run holds a lease of its own, and a slot
+//! while it works; waiting until the phone may be asked again takes no slot.
+
+use std::time::Duration;
+
+use smol_str::SmolStr;
+
+use crate::account::{self, Record};
+use crate::bug::Bug;
+use crate::coverage::{Anchor, Coverage, Gap, Goal, Mark};
+use crate::doc::{
+    CollectionPath, Comparison, Direction, DocPath, Document, FieldOp, FieldPath, Precondition, Query,
+    Value, Version, Write,
+};
+use crate::eligibility;
+use crate::host::{AccountRoute, AccountTimer, Host, Route};
+use crate::id::{RequestId, ThreadId};
+use crate::io::{
+    Answer, Event, GatewayCall, HoleChange, Key, Lane, PageFacts, RunKind, RunResult, Skip, Trigger,
+};
+use crate::ledger::{Companion, Purpose};
+use crate::phone::PhoneState;
+use crate::tenure::{Covered, Tenure};
+use crate::time::{Mono, StoreTime};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Run {
+    kind: RunKind,
+    pub(crate) trigger: Trigger,
+    step: Step,
+    /// It takes a slot
+    pub(crate) works: bool,
+    /// It stands in the line for a slot
+    in_line: bool,
+    begun: Mono,
+    /// When its lease is not certain any more
+    pub(crate) deadline: Option<Mono>,
+    threads: Vec<Work>,
+    retries: u32,
+    asked: u32,
+    messages: u32,
+    errors: u32,
+    error: Option<&'static str>,
+    /// Gaps up to this one were compared with every thread it chose
+    surveyed: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Step {
+    /// The phone was asked
+    Asking { thread: ThreadId, anchor: Anchor, before: Coverage },
+    /// What a page brought is being written
+    Covering,
+    /// Account and lease are being read
+    Checking,
+    Choosing,
+    Ending,
+    /// Coverage is being read
+    Loading(Vec<ThreadId>),
+    /// The newest message of a thread is being looked up
+    Looking(ThreadId),
+    /// Waits for a slot to begin
+    Queued,
+    /// A reservation is being written
+    Reserving { thread: ThreadId, anchor: Anchor, before: Coverage },
+    Starting,
+    /// Waits until the phone may be asked
+    Waiting { thread: ThreadId, anchor: Anchor },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Work {
+    thread: ThreadId,
+    messages: u32,
+    /// Its newest message has been looked up
+    looked: bool,
+}
+
+/// A run lease's document.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct RunLease {
+    pub(crate) version: Option<Version>,
+    beat: u64,
+    epoch: u64,
+}
+
+impl RunLease {
+    pub(crate) fn parse(doc: Option<&Document>) -> Self {
+        let count = |name| doc.and_then(|d| d.count(name)).unwrap_or(0);
+        Self { version: doc.map(|d| d.version), beat: count("beat"), epoch: count("epoch") }
+    }
+}
+
+impl Run {
+    /// Gives back its slot, if it has one.
+    pub(crate) fn drop_slot(mut self, host: &mut Host) {
+        self.release_slot(host);
+    }
+
+    fn release_slot(&mut self, host: &mut Host) {
+        if std::mem::take(&mut self.works)
+            && let Some(working) = host.working.get_mut(&self.kind)
+        {
+            *working = working.saturating_sub(1);
+        }
+    }
+
+    fn take_slot(&mut self, host: &mut Host) {
+        if !self.works {
+            self.works = true;
+            *host.working.entry(self.kind).or_insert(0) += 1;
+        }
+    }
+
+    pub(crate) fn is_queued(&self) -> bool {
+        self.step == Step::Queued
+    }
+
+    fn share_is_used(&self, host: &Host) -> bool {
+        let half = lease_term(host, self.kind) / 2;
+        self.asked >= REQUESTS_PER_RUN || host.now.since(self.begun) >= half
+    }
+}
+
+impl Tenure {
+    /// Starts a run, unless one of its kind is under way. Whether it may start was decided before.
+    pub(crate) fn start_run(&mut self, host: &mut Host, kind: RunKind, trigger: Trigger) -> bool {
+        if self.runs.contains_key(&kind) {
+            return false;
+        }
+        if trigger == Trigger::Connect && eligibility::backs_off(host, &self.record) {
+            let account = self.id.clone();
+            host.event(Event::Skipped { account, kind, reason: Skip::Backoff });
+            return false;
+        }
+        self.runs.insert(
+            kind,
+            Run {
+                kind,
+                trigger,
+                step: Step::Queued,
+                works: false,
+                in_line: false,
+                begun: host.now,
+                deadline: None,
+                threads: Vec::new(),
+                retries: 0,
+                asked: 0,
+                messages: 0,
+                errors: 0,
+                error: None,
+                surveyed: 0,
+            },
+        );
+        self.seek_slot(host, kind);
+        true
+    }
+
+    /// Whether a recent sync has anything to do.
+    pub(crate) fn has_holes_to_close(&self) -> bool {
+        self.holes_left
+            || !self.dirty.is_empty()
+            || !self.sync.thread_gaps.is_empty()
+            || self.sync.latest_gap() > self.sync.surveyed
+    }
+
+    /// Shows now and then that the gap filler looked, and found nothing to do.
+    pub(crate) fn stamp_idle_sync(&mut self, host: &mut Host) {
+        let due = self.idle_stamped.is_none_or(|at| host.now.since(at) >= host.policy.idle_stamp);
+        if due {
+            self.idle_stamped = Some(host.now);
+            self.ledger.set_account(account::LAST_RECENT_SYNC_AT, FieldOp::ServerTime);
+            self.ledger.push(Purpose::Patch);
+        }
+    }
+
+    /// A slot may be free for the run.
+    pub(crate) fn on_slot(&mut self, host: &mut Host, kind: RunKind) {
+        if let Some(run) = self.runs.get_mut(&kind) {
+            run.in_line = false;
+            match run.step {
+                Step::Queued => self.seek_slot(host, kind),
+                Step::Waiting { .. } => self.pump_phone(host),
+                _ => {}
+            }
+        }
+        self.pump(host);
+    }
+
+    pub(crate) fn abort_runs(&mut self, host: &mut Host, error: &'static str) {
+        for kind in [RunKind::AutoBackfill, RunKind::RecentSync] {
+            self.fail_run(host, kind, error);
+        }
+    }
+
+    pub(crate) fn on_run_timer(&mut self, host: &mut Host, kind: RunKind) {
+        let Some(run) = self.runs.get(&kind) else { return };
+        match (&run.step, run.deadline) {
+            (Step::Checking, _) => self.check(host, kind),
+            (_, Some(deadline)) if host.now >= deadline => {
+                host.event(Event::LeaseLost { key: Key::Run(self.id.clone(), kind) });
+                self.fail_run(host, kind, "lease_expired");
+            }
+            (Step::Ending, _) => {
+                self.ledger.push(Purpose::RunEnd(kind));
+                host.in_ms(self.timer(AccountTimer::Run(kind)), Duration::from_secs(5));
+            }
+            (Step::Waiting { .. }, _) if run.share_is_used(host) => self.end_run(host, kind),
+            (_, Some(_)) => {
+                if !host.bug(Bug::NoRenewal) {
+                    self.ledger.push(Purpose::RunBeat(kind));
+                }
+                self.watch_lease(host, kind);
+            }
+            (_, None) => {}
+        }
+    }
+
+    pub(crate) fn on_run_answer(
+        &mut self,
+        host: &mut Host,
+        kind: RunKind,
+        request: RequestId,
+        answer: Answer,
+    ) {
+        let Some(run) = self.runs.get_mut(&kind) else { return };
+        match (std::mem::replace(&mut run.step, Step::Covering), answer) {
+            (Step::Checking, Answer::Read { read_time, docs }) => {
+                run.step = Step::Checking;
+                let mut docs = docs.into_iter();
+                let account = docs.next().flatten();
+                let lease = docs.next().flatten();
+                self.on_checked(host, kind, read_time, account.as_deref(), lease.as_deref());
+            }
+            (Step::Checking, _) => {
+                run.step = Step::Checking;
+                self.check_again(host, kind);
+            }
+            (Step::Choosing, Answer::Found { docs, .. }) => {
+                let chosen: Vec<ThreadId> =
+                    docs.iter().filter_map(|doc| ThreadId::parse(doc.path.id()).ok()).collect();
+                self.on_chosen(host, kind, chosen);
+            }
+            (Step::Loading(threads), Answer::Read { docs, .. }) => {
+                for (thread, doc) in threads.into_iter().zip(docs) {
+                    self.coverage.entry(thread).or_insert_with(|| Covered::parse(doc.as_deref()));
+                }
+                self.plan(host, kind);
+            }
+            (Step::Looking(thread), Answer::Found { docs, .. }) => {
+                let newest = docs.iter().find_map(|doc| newest_mark(doc));
+                self.on_looked(host, kind, &thread, newest.as_ref());
+            }
+            (Step::Asking { thread, anchor, before }, answer) => {
+                let Some((_, awaited, _)) = self.phone.awaited() else { return };
+                if awaited == request && matches!(answer, Answer::Rejected(_)) {
+                    // It was not asked, so the try does not count.
+                    self.restore_coverage(&thread, before);
+                    self.phone.not_asked(host);
+                    run.errors += 1;
+                    self.plan(host, kind);
+                } else {
+                    run.step = Step::Asking { thread, anchor, before };
+                }
+            }
+            (Step::Choosing | Step::Loading(_) | Step::Looking(_), _) => {
+                self.fail_run(host, kind, "store_unavailable");
+            }
+            (step, _) => run.step = step,
+        }
+    }
+
+    pub(crate) fn on_run_applied(
+        &mut self,
+        host: &mut Host,
+        purpose: &Purpose,
+        sent: Mono,
+        commit_time: StoreTime,
+    ) {
+        match *purpose {
+            Purpose::RunStart(kind) => self.on_started(host, kind, sent, commit_time),
+            Purpose::RunBeat(kind) => {
+                let term = lease_term(host, kind);
+                let belief = host.policy.belief(term);
+                self.bump_lease(kind);
+                if let Some(run) = self.runs.get_mut(&kind) {
+                    run.deadline = Some(sent + belief);
+                }
+                self.watch_lease(host, kind);
+            }
+            Purpose::RunEnd(kind) => self.on_ended(host, kind, commit_time),
+            Purpose::Reserve(kind) => self.on_reserved(host, kind, sent),
+            Purpose::Cover(kind) => {
+                if self.runs.get(&kind).is_some_and(|run| run.step == Step::Covering) {
+                    self.plan(host, kind);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn on_run_refused(&mut self, host: &mut Host, purpose: &Purpose, conflict: bool) {
+        match *purpose {
+            Purpose::RunStart(kind) => {
+                if let Some(run) = self.runs.get_mut(&kind)
+                    && run.step == Step::Starting
+                {
+                    run.step = Step::Checking;
+                    self.check_again(host, kind);
+                }
+            }
+            Purpose::RunBeat(kind) => self.again(host, Purpose::RunBeat(kind)),
+            Purpose::RunEnd(kind) => self.again(host, Purpose::RunEnd(kind)),
+            Purpose::Reserve(kind) | Purpose::Cover(kind) => {
+                if self.phone.state == PhoneState::Reserving(kind) {
+                    self.phone.not_asked(host);
+                }
+                let error = if conflict { "store_conflict" } else { "store_unavailable" };
+                self.fail_run(host, kind, error);
+            }
+            _ => {}
+        }
+    }
+
+    /// The phone answered.
+    pub(crate) fn on_page(&mut self, host: &mut Host, request: RequestId, page: &PageFacts) {
+        let Some((kind, awaited, _)) = self.phone.awaited() else { return };
+        if awaited != request {
+            return;
+        }
+        let Some(run) = self.runs.get_mut(&kind) else { return };
+        let Step::Asking { thread, anchor, .. } = &run.step else { return };
+        if page.thread != *thread {
+            return;
+        }
+        let (thread, anchor) = (thread.clone(), anchor.clone());
+        run.step = Step::Covering;
+        run.messages = run.messages.saturating_add(page.messages);
+        if let Some(work) = run.threads.iter_mut().find(|work| work.thread == thread) {
+            work.messages = work.messages.saturating_add(page.messages);
+        }
+        self.phone.answered(host);
+        if let Some(covered) = self.coverage.get_mut(&thread) {
+            let holes = covered.coverage.holes().len();
+            covered.coverage.page(&anchor, page.oldest.as_ref(), page.messages, page.end);
+            covered.dirty = true;
+            if covered.coverage.holes().len() < holes {
+                let account = self.id.clone();
+                host.event(Event::Hole { account, change: HoleChange::Filled });
+            }
+        }
+        self.ledger.push(Purpose::Cover(kind));
+        self.pump_phone(host);
+    }
+
+    /// The phone may be asked again, or has not answered in time.
+    pub(crate) fn on_phone_timer(&mut self, host: &mut Host) {
+        if let Some((kind, _, until)) = self.phone.awaited()
+            && host.now >= until
+        {
+            self.phone.state = PhoneState::Free;
+            if let Some(run) = self.runs.get_mut(&kind)
+                && let Step::Asking { thread, anchor, .. } = &run.step
+            {
+                run.errors += 1;
+                let exhausted = self.coverage.get(thread).is_some_and(|covered| {
+                    covered.coverage.stretches().iter().any(|s| s.low == *anchor && s.exhausted)
+                });
+                run.step = Step::Covering;
+                if exhausted {
+                    let account = self.id.clone();
+                    host.event(Event::Hole { account, change: HoleChange::Exhausted });
+                }
+                self.plan(host, kind);
+            }
+        }
+        self.pump_phone(host);
+    }
+
+    /// Lets the next run ask the phone, if it may be asked.
+    pub(crate) fn pump_phone(&mut self, host: &mut Host) {
+        let timer = self.timer(AccountTimer::Phone);
+        if let Some((_, _, until)) = self.phone.awaited() {
+            host.timers.set(timer, until);
+            return;
+        }
+        if !self.is_connected() {
+            return;
+        }
+        for kind in [RunKind::RecentSync, RunKind::AutoBackfill] {
+            let Some(run) = self.runs.get_mut(&kind) else { continue };
+            let Step::Waiting { thread, anchor } = &run.step else { continue };
+            if !self.phone.is_free(host.now) {
+                if self.phone.state == PhoneState::Free {
+                    host.timers.set(timer, self.phone.free_at);
+                }
+                return;
+            }
+            if !run.works && !host.has_slot(kind) {
+                if !std::mem::replace(&mut run.in_line, true) {
+                    host.waiting.push_back((kind, self.id.clone()));
+                }
+                continue;
+            }
+            let (thread, anchor) = (thread.clone(), anchor.clone());
+            let Some(covered) = self.coverage.get_mut(&thread) else {
+                self.fail_run(host, kind, "store_conflict");
+                return;
+            };
+            run.take_slot(host);
+            let before = covered.coverage.clone();
+            if !host.bug(Bug::EndlessTries) {
+                covered.coverage.asked(&anchor, host.policy.phone.tries);
+            }
+            covered.dirty = true;
+            self.phone.state = PhoneState::Reserving(kind);
+            run.step = Step::Reserving { thread, anchor, before };
+            if host.bug(Bug::ReservationNotPersisted) {
+                self.on_reserved(host, kind, host.now);
+            } else {
+                self.ledger.push(Purpose::Reserve(kind));
+            }
+            return;
+        }
+    }
+
+    pub(crate) fn reservation_writes(&mut self, kind: RunKind) -> Option<Vec<(Companion, Write)>> {
+        let run = self.runs.get(&kind)?;
+        let Step::Reserving { thread, anchor, .. } = &run.step else { return None };
+        let covered = self.coverage.get_mut(thread)?;
+        covered.dirty = false;
+        let write = covered.write(&self.id, thread)?;
+        let tries = covered.coverage.stretches().iter().find(|s| s.low == *anchor).map_or(0, |s| s.tries);
+        self.ledger.set_sync([
+            (account::ASKED_AT, FieldOp::ServerTime),
+            (account::ASKED_THREAD, Value::from(thread.text()).into()),
+            (account::ASKED_ANCHOR, Value::from(anchor.id.clone()).into()),
+            (account::ASKED_TRY, Value::from(tries).into()),
+        ]);
+        Some(vec![(Companion::Coverage(thread.clone()), write)])
+    }
+
+    /// The lease document, with the account fields of the same commit.
+    pub(crate) fn run_write(
+        &mut self,
+        host: &Host,
+        kind: RunKind,
+        purpose: &Purpose,
+    ) -> Option<(Companion, Write)> {
+        let run = self.runs.get(&kind)?;
+        let lease = self.leases.entry(kind).or_default();
+        let mirror = account::lease_fields(kind);
+        let term = lease_term(host, kind);
+        let until = host.store_now() + term;
+        let held = *purpose != Purpose::RunEnd(kind);
+        let mut fields: Vec<(FieldPath, FieldOp)> = vec![
+            (FieldPath::new("boot"), Value::from(held.then(|| host.boot.text())).into()),
+            (FieldPath::new("connectionEpoch"), Value::from(self.epoch.0).into()),
+            (FieldPath::new("ttlMs"), Value::from(millis(term)).into()),
+        ];
+        if !host.bug(Bug::GuardDoesNotMoveVersion) {
+            fields.push((FieldPath::new("beat"), Value::from(lease.beat + 1).into()));
+        }
+        let holder = smol_str::format_smolstr!("{}#{}", host.policy.instance, host.boot);
+        match purpose {
+            Purpose::RunStart(_) => {
+                fields.push((FieldPath::new("epoch"), Value::from(lease.epoch + 1).into()));
+                fields.push((FieldPath::new("attempt"), Value::from(lease.epoch + 1).into()));
+                self.ledger.set_account(mirror.until.clone(), until);
+                self.ledger.set_account(mirror.holder.clone(), Value::from(holder.clone()));
+                self.ledger.set_account(mirror.acquired.clone(), FieldOp::ServerTime);
+                if kind == RunKind::AutoBackfill {
+                    let status = Value::map([
+                        ("running", Value::from(true)),
+                        ("startedAt", host.store_now().into()),
+                        ("trigger", run.trigger.as_str().into()),
+                        ("holder", holder.into()),
+                    ]);
+                    self.ledger.set_account(account::LAST_AUTO_BACKFILL_STATUS, status);
+                    let at = account::LAST_AUTO_BACKFILL_ATTEMPT_AT;
+                    self.ledger.set_account(at, FieldOp::ServerTime);
+                }
+            }
+            Purpose::RunBeat(_) => {
+                if run.step == Step::Ending {
+                    return None;
+                }
+                self.ledger.set_account(mirror.until.clone(), until);
+            }
+            _ => {
+                if run.step != Step::Ending {
+                    return None;
+                }
+                self.ledger.set_account(mirror.until.clone(), Value::Null);
+                self.ledger.set_account(mirror.holder.clone(), Value::Null);
+                self.ledger.set_account(mirror.acquired.clone(), Value::Null);
+                for (field, value) in self.result_fields(host, kind) {
+                    self.ledger.set_account(field, value);
+                }
+            }
+        }
+        let lease = self.leases.entry(kind).or_default();
+        let path = lease_path(&self.id, kind);
+        let guarded = !host.bug(Bug::RunStateUnguarded);
+        let precondition = match lease.version {
+            _ if !guarded => Precondition::Any,
+            Some(version) => Precondition::Version(version),
+            None => Precondition::Absent,
+        };
+        Some((Companion::RunLease(kind), Write::merge(path, precondition, fields)))
+    }
+
+    fn seek_slot(&mut self, host: &mut Host, kind: RunKind) {
+        let Some(run) = self.runs.get_mut(&kind) else { return };
+        if host.has_slot(kind) {
+            if !host.bug(Bug::CapCountedLate) {
+                run.take_slot(host);
+            }
+            run.step = Step::Checking;
+            self.check(host, kind);
+        } else if !std::mem::replace(&mut run.in_line, true) {
+            host.waiting.push_back((kind, self.id.clone()));
+        }
+    }
+
+    fn check(&self, host: &mut Host, kind: RunKind) {
+        let paths = vec![self.id.path(), lease_path(&self.id, kind)];
+        host.get(self.run_route(kind), Lane::Work, paths);
+    }
+
+    fn check_again(&mut self, host: &mut Host, kind: RunKind) {
+        let Some(run) = self.runs.get_mut(&kind) else { return };
+        run.retries += 1;
+        if run.retries > START_RETRIES {
+            self.drop_run(host, kind, "store_unavailable");
+            return;
+        }
+        let wait = host.jitter(Duration::from_millis(100), Duration::from_millis(500));
+        host.in_ms(self.timer(AccountTimer::Run(kind)), wait);
+    }
+
+    fn on_checked(
+        &mut self,
+        host: &mut Host,
+        kind: RunKind,
+        read_time: StoreTime,
+        account: Option<&Document>,
+        lease: Option<&Document>,
+    ) {
+        self.account_version = account.map(|doc| doc.version);
+        let fresh = Record::parse(account);
+        let lease = RunLease::parse(lease);
+        let foreign = fresh.held_by_foreign(kind, read_time, lease_term(host, kind));
+        self.leases.insert(kind, lease);
+        self.record = Record { status: self.record.status.clone(), ..fresh };
+        let Some(run) = self.runs.get_mut(&kind) else { return };
+        let skip = if foreign {
+            Some(Skip::HeldByOther)
+        } else {
+            eligibility::refuses(host, &self.record, kind, run.trigger)
+        };
+        if let Some(reason) = skip {
+            host.event(Event::Skipped { account: self.id.clone(), kind, reason });
+            self.remove_run(host, kind);
+            return;
+        }
+        run.step = Step::Starting;
+        self.ledger.push(Purpose::RunStart(kind));
+    }
+
+    fn on_started(&mut self, host: &mut Host, kind: RunKind, sent: Mono, commit_time: StoreTime) {
+        self.bump_lease(kind);
+        let lease = self.leases.entry(kind).or_default();
+        lease.epoch += 1;
+        let epoch = crate::id::Epoch(lease.epoch);
+        if kind == RunKind::AutoBackfill {
+            self.record.last_auto_attempt_at = Some(commit_time);
+            self.record.running = true;
+            self.record.complete = false;
+        }
+        let Some(run) = self.runs.get_mut(&kind) else { return };
+        run.take_slot(host);
+        run.deadline = Some(sent + host.policy.belief(lease_term(host, kind)));
+        host.event(Event::LeaseTaken { key: Key::Run(self.id.clone(), kind), epoch });
+        host.event(Event::RunStarted { account: self.id.clone(), kind, trigger: run.trigger });
+        if run.step == Step::Starting {
+            run.step = Step::Choosing;
+            let limit = match kind {
+                RunKind::AutoBackfill => host.policy.auto_backfill.threads,
+                RunKind::RecentSync => host.policy.recent_sync.max_threads,
+            };
+            let query = Query::all(CollectionPath::root("threads"), limit)
+                .filter(FieldPath::new("accountId"), Comparison::Equal, self.id.text())
+                .order_by(FieldPath::new("lastMessageAt"), Direction::Descending)
+                .select([FieldPath::new("lastMessageAt")]);
+            host.query(self.run_route(kind), query);
+        } else {
+            // It was aborted while the lease was being taken.
+            self.ledger.push(Purpose::RunEnd(kind));
+        }
+        self.watch_lease(host, kind);
+    }
+
+    fn on_chosen(&mut self, host: &mut Host, kind: RunKind, mut chosen: Vec<ThreadId>) {
+        if kind == RunKind::RecentSync {
+            let extra = self.dirty.iter().chain(self.sync.thread_gaps.keys());
+            for thread in extra.take(MAX_EXTRA_THREADS) {
+                if !chosen.contains(thread) {
+                    chosen.push(thread.clone());
+                }
+            }
+        }
+        let missing: Vec<ThreadId> =
+            chosen.iter().filter(|t| !self.coverage.contains_key(*t)).cloned().collect();
+        let surveyed = self.sync.latest_gap();
+        let Some(run) = self.runs.get_mut(&kind) else { return };
+        run.surveyed = surveyed;
+        run.threads = chosen
+            .into_iter()
+            .map(|thread| Work { thread, messages: 0, looked: false })
+            .collect();
+        if missing.is_empty() {
+            self.plan(host, kind);
+            return;
+        }
+        let coverage = self.id.coverage();
+        let (missing, paths) = missing
+            .into_iter()
+            .filter_map(|t| DocPath::new(&coverage, t.as_str()).ok().map(|path| (t, path)))
+            .unzip::<_, _, Vec<_>, Vec<_>>();
+        run.step = Step::Loading(missing);
+        host.get(self.run_route(kind), Lane::Work, paths);
+    }
+
+    /// Decides what the run does next.
+    fn plan(&mut self, host: &mut Host, kind: RunKind) {
+        let goal = goal(host, kind);
+        let Some(run) = self.runs.get_mut(&kind) else { return };
+        if run.error.is_some() || run.share_is_used(host) {
+            self.end_run(host, kind);
+            return;
+        }
+        for work in &mut run.threads {
+            let Some(covered) = self.coverage.get_mut(&work.thread) else { continue };
+            if run.trigger == Trigger::Manual && !work.looked && covered.coverage.forgive() {
+                covered.dirty = true;
+            }
+            let behind = covered.coverage.applied_gap() < self.sync.latest_gap()
+                || self.sync.thread_gaps.contains_key(&work.thread);
+            if !work.looked && (behind || !covered.coverage.is_live()) {
+                work.looked = true;
+                run.step = Step::Looking(work.thread.clone());
+                let query = Query::all(work.thread.messages(), NEWEST_CANDIDATES)
+                    .order_by(FieldPath::new("tsClient"), Direction::Descending)
+                    .select([FieldPath::new("key"), FieldPath::new("tsClient")]);
+                host.query(self.run_route(kind), query);
+                return;
+            }
+            if let Some(anchor) = covered.coverage.next_anchor(goal) {
+                let anchor = if host.bug(Bug::AnchorAtOldest) {
+                    covered.coverage.stretches().first().map_or(anchor, |s| s.low.clone())
+                } else {
+                    anchor
+                };
+                run.step = Step::Waiting { thread: work.thread.clone(), anchor };
+                run.release_slot(host);
+                self.pump_phone(host);
+                return;
+            }
+        }
+        self.end_run(host, kind);
+    }
+
+    fn on_looked(&mut self, host: &mut Host, kind: RunKind, thread: &ThreadId, newest: Option<&Mark>) {
+        let latest = self.sync.latest_gap();
+        if let Some(covered) = self.coverage.get_mut(thread) {
+            let coverage = &mut covered.coverage;
+            let mut changed = false;
+            if covered.version.is_none() && coverage.stretches().is_empty() {
+                // Nobody has looked at this thread: nothing is known but its newest message.
+                if let Some(newest) = newest {
+                    *coverage = Coverage::starting_at(newest, 0);
+                    changed = true;
+                }
+            }
+            for gap in &self.sync.gaps {
+                changed |= coverage.suspect(*gap, newest);
+            }
+            if let Some((from, to)) = self.sync.thread_gaps.remove(thread) {
+                // Numbered like the newest gap of the account, which it has seen by now.
+                self.sync.gap_seq += 1;
+                changed |= coverage.suspect(Gap { seq: self.sync.gap_seq, from, to }, newest);
+                self.ledger.set_sync(self.sync.gap_fields());
+            }
+            if let Some(newest) = newest {
+                changed |= coverage.newer(newest);
+            }
+            covered.dirty |= changed;
+            if coverage.applied_gap() >= latest && coverage.is_live() {
+                self.clean.insert(thread.clone());
+                self.dirty.remove(thread);
+            }
+        }
+        let dirty = self.coverage.values().filter(|covered| covered.dirty).count();
+        if dirty >= COVER_AT_ONCE {
+            if let Some(run) = self.runs.get_mut(&kind) {
+                run.step = Step::Covering;
+            }
+            self.ledger.push(Purpose::Cover(kind));
+        } else {
+            self.plan(host, kind);
+        }
+    }
+
+    fn on_reserved(&mut self, host: &mut Host, kind: RunKind, sent: Mono) {
+        if self.phone.state != PhoneState::Reserving(kind) {
+            return;
+        }
+        let connected = self.is_connected();
+        let Some(run) = self.runs.get_mut(&kind) else {
+            self.phone.not_asked(host);
+            return;
+        };
+        match std::mem::replace(&mut run.step, Step::Covering) {
+            Step::Reserving { thread, anchor, before } if connected => {
+                let page = match kind {
+                    RunKind::AutoBackfill => host.policy.auto_backfill.page,
+                    RunKind::RecentSync => host.policy.recent_sync.page,
+                };
+                let lease = run.deadline.unwrap_or(host.now);
+                let window = sent + host.policy.phone.send_window;
+                let not_after = window.min(host.deadline).min(lease);
+                run.asked += 1;
+                let call = GatewayCall::History {
+                    thread: thread.clone(),
+                    anchor: anchor.clone(),
+                    count: page,
+                    run: kind,
+                };
+                run.step = Step::Asking { thread, anchor, before };
+                let request = host.gateway(&self.id, AccountRoute::Run(kind), call, not_after);
+                self.phone.asked(host, kind, request, sent);
+                self.pump_phone(host);
+            }
+            step => {
+                run.step = step;
+                self.phone.not_asked(host);
+            }
+        }
+    }
+
+    fn restore_coverage(&mut self, thread: &ThreadId, before: Coverage) {
+        if let Some(covered) = self.coverage.get_mut(thread) {
+            covered.coverage = before;
+            covered.dirty = true;
+        }
+    }
+
+    fn fail_run(&mut self, host: &mut Host, kind: RunKind, error: &'static str) {
+        let Some(run) = self.runs.get_mut(&kind) else { return };
+        if run.step == Step::Ending {
+            return;
+        }
+        run.error.get_or_insert(error);
+        match run.step {
+            Step::Queued | Step::Checking => self.drop_run(host, kind, error),
+            // Whether the lease is taken is not known yet; its answer ends the run.
+            Step::Starting => run.step = Step::Ending,
+            _ => self.end_run(host, kind),
+        }
+    }
+
+    fn end_run(&mut self, host: &mut Host, kind: RunKind) {
+        let Some(run) = self.runs.get_mut(&kind) else { return };
+        if run.deadline.is_none() && run.step != Step::Starting {
+            self.remove_run(host, kind);
+            return;
+        }
+        run.step = Step::Ending;
+        if self.phone.state == PhoneState::Reserving(kind) {
+            self.phone.not_asked(host);
+        }
+        if self.coverage.values().any(|covered| covered.dirty) {
+            self.ledger.push(Purpose::Cover(kind));
+        }
+        self.ledger.push(Purpose::RunEnd(kind));
+    }
+
+    /// Ends a run that holds no lease.
+    fn drop_run(&mut self, host: &mut Host, kind: RunKind, error: &'static str) {
+        let account = self.id.clone();
+        let result = RunResult { error: Some(error), ..self.result(host, kind) };
+        host.event(Event::RunEnded { account, kind, result });
+        self.remove_run(host, kind);
+    }
+
+    fn on_ended(&mut self, host: &mut Host, kind: RunKind, commit_time: StoreTime) {
+        self.bump_lease(kind);
+        if !self.runs.contains_key(&kind) {
+            return;
+        }
+        let result = self.result(host, kind);
+        match kind {
+            RunKind::AutoBackfill => {
+                self.record.running = false;
+                self.record.complete = result.ok && result.remaining == 0;
+                if result.ok {
+                    self.record.last_auto_at = Some(commit_time);
+                    self.record.last_auto_success_at = Some(commit_time);
+                }
+            }
+            RunKind::RecentSync => {
+                self.idle_stamped = Some(host.now);
+                self.holes_left = result.remaining > 0;
+                if result.ok && let Some(run) = self.runs.get(&kind) {
+                    let surveyed = run.surveyed;
+                    let done: Vec<ThreadId> = run.threads.iter().map(|w| w.thread.clone()).collect();
+                    for thread in done {
+                        self.dirty.remove(&thread);
+                    }
+                    if surveyed > self.sync.surveyed {
+                        self.sync.surveyed = surveyed;
+                        self.ledger.set_sync(self.sync.gap_fields());
+                        self.ledger.push(Purpose::Patch);
+                    }
+                }
+            }
+        }
+        host.event(Event::LeaseReleased { key: Key::Run(self.id.clone(), kind) });
+        host.event(Event::RunEnded { account: self.id.clone(), kind, result });
+        self.remove_run(host, kind);
+    }
+
+    fn remove_run(&mut self, host: &mut Host, kind: RunKind) {
+        if let Some(mut run) = self.runs.remove(&kind) {
+            run.release_slot(host);
+        }
+        host.timers.clear(&self.timer(AccountTimer::Run(kind)));
+        if self.runs.is_empty() && self.spool.is_idle() {
+            self.coverage.clear();
+        }
+    }
+
+    fn result(&self, host: &Host, kind: RunKind) -> RunResult {
+        let goal = goal(host, kind);
+        let Some(run) = self.runs.get(&kind) else { return RunResult::default() };
+        let remaining = run
+            .threads
+            .iter()
+            .filter_map(|work| self.coverage.get(&work.thread))
+            .filter(|covered| covered.coverage.next_anchor(goal).is_some())
+            .count();
+        RunResult {
+            ok: run.error.is_none(),
+            error: run.error,
+            threads: u32::try_from(run.threads.len()).unwrap_or(u32::MAX),
+            messages: run.messages,
+            errors: run.errors,
+            remaining: u32::try_from(remaining).unwrap_or(u32::MAX),
+            duration: host.now.since(run.begun),
+        }
+    }
+
+    fn result_fields(&self, host: &Host, kind: RunKind) -> Vec<(FieldPath, FieldOp)> {
+        let result = self.result(host, kind);
+        let counts = [
+            ("threads", Value::from(result.threads)),
+            ("messages", Value::from(result.messages)),
+            ("errors", Value::from(result.errors)),
+        ];
+        let duration = ("durationMs", Value::from(millis(result.duration)));
+        let mut fields = Vec::new();
+        match kind {
+            RunKind::AutoBackfill => {
+                let mut status = vec![
+                    ("ok", Value::from(result.ok)),
+                    ("running", Value::from(false)),
+                    duration,
+                ];
+                if let Some(error) = result.error {
+                    status.push(("errorCode", error.into()));
+                    status.push(("errorMessage", describe(error).into()));
+                } else {
+                    status.extend(counts.clone());
+                    status.push(("remaining", result.remaining.into()));
+                    fields.push((account::LAST_AUTO_BACKFILL_AT, FieldOp::ServerTime));
+                    fields.push((account::LAST_AUTO_BACKFILL_SUCCESS_AT, FieldOp::ServerTime));
+                }
+                fields.push((account::LAST_AUTO_BACKFILL_STATUS, Value::map(status).into()));
+                let per_thread = self.runs.get(&kind).map_or_else(Vec::new, |run| {
+                    run.threads
+                        .iter()
+                        .take(10)
+                        .map(|work| {
+                            Value::map([
+                                ("threadId", Value::from(work.thread.text())),
+                                ("messages", work.messages.into()),
+                            ])
+                        })
+                        .collect()
+                });
+                let mut whole = counts.to_vec();
+                whole.push(("threadResults", Value::Array(per_thread)));
+                fields.push((account::LAST_BACKFILL_AT, FieldOp::ServerTime));
+                fields.push((account::LAST_BACKFILL_RESULT, Value::map(whole).into()));
+            }
+            RunKind::RecentSync => {
+                let mut whole = vec![("ok", Value::from(result.ok)), duration];
+                whole.extend(counts);
+                whole.extend(result.error.map(|e| ("errorMessage", Value::from(describe(e)))));
+                fields.push((account::LAST_RECENT_SYNC_AT, FieldOp::ServerTime));
+                fields.push((account::LAST_RECENT_SYNC_RESULT, Value::map(whole).into()));
+            }
+        }
+        fields
+    }
+
+    fn bump_lease(&mut self, kind: RunKind) {
+        self.leases.entry(kind).or_default().beat += 1;
+    }
+
+    /// Looks at the run again when its lease wants renewal, and before it ends.
+    fn watch_lease(&self, host: &mut Host, kind: RunKind) {
+        let Some(deadline) = self.runs.get(&kind).and_then(|run| run.deadline) else { return };
+        let next = host.now + lease_term(host, kind) / 3;
+        host.timers.set(self.timer(AccountTimer::Run(kind)), next.min(deadline));
+    }
+
+    fn run_route(&self, kind: RunKind) -> Route {
+        Route::Account(self.id.clone(), AccountRoute::Run(kind))
+    }
+}
+
+impl Trigger {
+    /// As documents name it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Manual => "manual",
+            Self::Periodic => "periodic",
+        }
+    }
+}
+
+fn lease_term(host: &Host, kind: RunKind) -> Duration {
+    match kind {
+        RunKind::AutoBackfill => host.policy.auto_backfill.lease,
+        RunKind::RecentSync => host.policy.recent_sync.lease,
+    }
+}
+
+fn lease_path(account: &crate::id::AccountId, kind: RunKind) -> DocPath {
+    match kind {
+        RunKind::AutoBackfill => account.auto_backfill_path(),
+        RunKind::RecentSync => account.recent_sync_path(),
+    }
+}
+
+fn goal(host: &Host, kind: RunKind) -> Goal {
+    match kind {
+        RunKind::AutoBackfill => Goal::Depth(host.policy.auto_backfill.depth),
+        RunKind::RecentSync => {
+            Goal::Since((host.store_now() - host.policy.recent_sync.lookback).as_secs())
+        }
+    }
+}
+
+/// The message that a document of `threads/{id}/messages` holds, if the phone knows it.
+fn newest_mark(doc: &Document) -> Option<Mark> {
+    let second = doc.time("tsClient")?.as_secs();
+    let id = doc.str("key.id").filter(|id| !id.is_empty())?;
+    Some(Mark {
+        second,
+        id: Some(id.into()),
+        from_me: doc.bool("key.fromMe").unwrap_or(false),
+        participant: doc.str("key.participant").map(SmolStr::from),
+    })
+}
+
+fn describe(error: &str) -> &'static str {
+    match error {
+        "disconnected" => "the account disconnected during the run",
+        "lease_expired" => "the run's lease could not be renewed in time",
+        "stopped" => "the instance was stopped or handed the account over",
+        "store_conflict" => "a document of the run was changed by somebody else",
+        "store_unavailable" => "the store did not answer",
+        _ => "the run failed",
+    }
+}
+
+fn millis(d: Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+}
+
+const COVER_AT_ONCE: usize = 50;
+const MAX_EXTRA_THREADS: usize = 20;
+/// Outbound messages that were never sent have no key; this many are passed over.
+const NEWEST_CANDIDATES: u32 = 10;
+const REQUESTS_PER_RUN: u32 = 32;
+const START_RETRIES: u32 = 3;

@@ -1,0 +1,325 @@
+//! This process's session: the one thing that is renewed, under which everything else is owned.
+//!
+//! A session is one incarnation. Its document is the head of a chain; ownership of the lock and of
+//! accounts is taken and given back in commits of that chain, so that a late one is killed by the
+//! next renewal or by a dead mark.
+
+use std::collections::VecDeque;
+
+use smol_str::SmolStr;
+
+use crate::bug::Bug;
+use crate::chain::{Chain, Progress, Snapshot};
+use crate::doc::{DocPath, FieldOp, FieldPath, Precondition, Value, Version, Write};
+use crate::host::{Host, Route, Timer};
+use crate::id::{BootId, Epoch};
+use crate::io::{Answer, Key};
+use crate::policy::InstanceMode;
+use crate::time::{Mono, StoreTime};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Session {
+    chain: Chain,
+    op: Option<Op>,
+    queue: VecDeque<Op>,
+    created: bool,
+    ending: bool,
+    pub(crate) state: SessionState,
+    pub(crate) healthy: bool,
+    /// The compat lock's document and version, while this session keeps it
+    pub(crate) mirror: Option<Mirror>,
+}
+
+/// What a session says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum SessionState {
+    Active,
+    Draining,
+    Passive,
+}
+
+/// The lock document that other software looks at.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Mirror {
+    pub(crate) path: DocPath,
+    pub(crate) precondition: Precondition,
+    pub(crate) holder: SmolStr,
+}
+
+/// A commit of the session's chain, which is always a renewal too.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Op {
+    /// Become the owner of something
+    Claim(Claim),
+    Create,
+    /// Set the own session dead: one write frees all it owned
+    End,
+    /// Say of somebody else's expired session that it is dead
+    MarkDead { boot: BootId, version: Version, last_beat: StoreTime },
+    /// Keep the compat lock alive
+    Mirror,
+    Release { key: Key, path: DocPath, version: Version, epoch: Epoch },
+    Renew,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Claim {
+    pub(crate) key: Key,
+    pub(crate) path: DocPath,
+    /// The ownership document as it was read
+    pub(crate) precondition: Precondition,
+    /// The epoch it takes
+    pub(crate) epoch: Epoch,
+    /// What is written as owner: the boot, or the cluster
+    pub(crate) owner: SmolStr,
+    /// Its owner had not given it back
+    pub(crate) abnormal: bool,
+    /// Taking the lock takes the compat lock too
+    pub(crate) mirror: Option<Mirror>,
+}
+
+/// What came of an operation.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Outcome {
+    Done(Op, Vec<Option<Version>>),
+    /// This boot is over
+    Gone,
+    Refused(Op, Option<Snapshot>),
+}
+
+impl Session {
+    /// A session that begins now; its first commit creates it.
+    pub(crate) fn begin(host: &mut Host) -> Self {
+        let mut session = Self {
+            chain: Chain::new(
+                host.boot.path(),
+                None,
+                None,
+                (Route::Session, Timer::SessionRetry, None),
+            ),
+            op: None,
+            queue: VecDeque::from([Op::Create]),
+            created: false,
+            ending: false,
+            state: SessionState::Passive,
+            healthy: true,
+            mirror: None,
+        };
+        session.pump(host);
+        session
+    }
+
+    pub(crate) fn is_created(&self) -> bool {
+        self.created
+    }
+
+    /// When the latest renewal that is known to have happened was sent.
+    pub(crate) fn confirmed(&self) -> Mono {
+        self.chain.confirmed()
+    }
+
+    /// Queues an operation; it follows those that are queued already.
+    pub(crate) fn push(&mut self, host: &mut Host, op: Op) {
+        if self.ending {
+            return;
+        }
+        if op == Op::End {
+            // Nothing may follow, and what waits would only delay it.
+            self.queue.clear();
+            self.ending = true;
+        }
+        if matches!(op, Op::Renew | Op::Mirror) && (self.op.is_some() || !self.queue.is_empty()) {
+            // Whatever goes next renews the session; the compat lock's turn comes with the timer.
+            return;
+        }
+        self.queue.push_back(op);
+        self.pump(host);
+    }
+
+    pub(crate) fn is_ending(&self) -> bool {
+        self.ending
+    }
+
+    /// Whether a claim or release of `key` is queued or under way.
+    pub(crate) fn is_busy_with(&self, key: &Key) -> bool {
+        self.op.iter().chain(&self.queue).any(|op| match op {
+            Op::Claim(claim) => claim.key == *key,
+            Op::Release { key: released, .. } => released == key,
+            _ => false,
+        })
+    }
+
+    pub(crate) fn on_answer(&mut self, host: &mut Host, answer: Answer) -> Option<Outcome> {
+        let before = self.chain.confirmed();
+        let progress = self.chain.on_answer(host, answer);
+        if self.chain.confirmed() > before {
+            self.confirm(host);
+        }
+        match progress {
+            Progress::Applied { versions, .. } => {
+                let op = self.op.take()?;
+                self.created = true;
+                Some(Outcome::Done(op, versions))
+            }
+            Progress::Gone => Some(Outcome::Gone),
+            Progress::Pending => None,
+            Progress::Refused(snapshot) => Some(Outcome::Refused(self.op.take()?, snapshot)),
+        }
+    }
+
+    pub(crate) fn on_retry(&mut self, host: &mut Host) {
+        self.chain.on_retry(host);
+    }
+
+    /// Sends the next operation, if none is under way.
+    pub(crate) fn pump(&mut self, host: &mut Host) {
+        if !self.chain.is_idle() || self.op.is_some() {
+            return;
+        }
+        let Some(op) = self.queue.pop_front() else { return };
+        let companions = self.companions(host, &op);
+        let head = self.fields(host, &op);
+        // Until its deadline nothing of a created session may be late; creating it has all the time.
+        let not_after = if self.created { host.deadline } else { Mono::NEVER };
+        let not_after = not_after.min(host.now + host.policy.write_timeout);
+        let claims = matches!(op, Op::Claim(_));
+        self.chain.loosen(claims && host.bug(Bug::AcquireNotTiedToSession));
+        self.op = Some(op);
+        self.chain.commit(host, head, companions, not_after);
+    }
+
+    fn confirm(&self, host: &mut Host) {
+        let counted_from =
+            if host.bug(Bug::DeadlineFromAnswer) { host.now } else { self.chain.confirmed() };
+        let belief = if host.bug(Bug::DeadlineFromAnswer) || host.bug(Bug::MarginMissing) {
+            host.policy.session_term
+        } else {
+            host.policy.belief(host.policy.session_term)
+        };
+        host.deadline = counted_from + belief;
+        host.timers.set(Timer::Deadline, host.deadline);
+        if !host.bug(Bug::NoRenewal) {
+            let renewal = host.policy.session_renewal;
+            host.timers.set(Timer::Renew, (self.chain.confirmed() + renewal).max(host.now));
+        }
+    }
+
+    fn fields(&self, host: &Host, op: &Op) -> Vec<(FieldPath, FieldOp)> {
+        let state = match (op, self.state) {
+            (Op::End, _) => "dead",
+            (Op::Claim(Claim { key: Key::Lock, .. }), _) | (_, SessionState::Active) => "active",
+            (_, SessionState::Draining) => "draining",
+            (_, SessionState::Passive) => "passive",
+        };
+        let ttl = u64::try_from(host.policy.session_term.as_millis()).unwrap_or(u64::MAX);
+        let mut fields = vec![
+            (STATE, Value::from(state).into()),
+            (LIVE, Value::from(*op != Op::End).into()),
+            (TTL, Value::from(ttl).into()),
+            (HEALTHY, Value::from(self.healthy).into()),
+        ];
+        if host.bug(Bug::ExpiryByWrittenUntil)
+            && let Some(now) = host.clock.local(host.now)
+        {
+            fields.push((UNTIL, Value::from(now + host.policy.session_term).into()));
+        }
+        if *op == Op::Create {
+            fields.push((INSTANCE_ID, Value::from(host.policy.instance.text()).into()));
+            fields.push((SINCE, FieldOp::ServerTime));
+            fields.push((URL, Value::from(host.policy.url.clone()).into()));
+            let mode = match &host.policy.mode {
+                InstanceMode::Exclusive => SmolStr::new_static("exclusive"),
+                InstanceMode::Shared { cluster } => smol_str::format_smolstr!("shared:{cluster}"),
+            };
+            fields.push((MODE, Value::from(mode).into()));
+        }
+        fields
+    }
+
+    fn companions(&self, host: &Host, op: &Op) -> Vec<Write> {
+        match op {
+            Op::Create | Op::Renew => Vec::new(),
+            Op::Claim(claim) => {
+                let mut writes = vec![Write::merge(
+                    claim.path.clone(),
+                    claim.precondition,
+                    vec![
+                        (OWNER, Value::from(claim.owner.clone()).into()),
+                        (INSTANCE_ID, Value::from(host.policy.instance.text()).into()),
+                        (EPOCH, Value::from(claim.epoch.0).into()),
+                    ],
+                )];
+                writes.extend(claim.mirror.as_ref().map(|mirror| mirror.held(host, true)));
+                writes
+            }
+            Op::End => self.mirror.iter().map(Mirror::released).collect(),
+            Op::Mirror => self.mirror.iter().map(|mirror| mirror.held(host, false)).collect(),
+            Op::MarkDead { boot, version, last_beat } => vec![Write::merge(
+                boot.path(),
+                Precondition::Version(*version),
+                vec![
+                    (STATE, Value::from("dead").into()),
+                    (LIVE, Value::from(false).into()),
+                    (LAST_BEAT_AT, Value::from(*last_beat).into()),
+                ],
+            )],
+            Op::Release { path, version, epoch, .. } => {
+                let precondition = if host.bug(Bug::UnconditionalRelease) {
+                    Precondition::Any
+                } else {
+                    Precondition::Version(*version)
+                };
+                vec![Write::merge(
+                    path.clone(),
+                    precondition,
+                    vec![(OWNER, Value::Null.into()), (EPOCH, Value::from(epoch.0).into())],
+                )]
+            }
+        }
+    }
+}
+
+impl Mirror {
+    fn held(&self, host: &Host, acquired: bool) -> Write {
+        let until = host.clock.now(host.now, 0).unwrap_or_default() + host.policy.session_term;
+        let mut fields = vec![
+            (HOLDER_INSTANCE_ID, Value::from(self.holder.clone()).into()),
+            (LEASE_UNTIL, Value::Int(until.as_millis()).into()),
+            (UPDATED_AT, FieldOp::ServerTime),
+        ];
+        if acquired {
+            fields.push((ACQUIRED_AT, FieldOp::ServerTime));
+        }
+        Write::merge(self.path.clone(), self.precondition, fields)
+    }
+
+    fn released(&self) -> Write {
+        Write::merge(
+            self.path.clone(),
+            self.precondition,
+            vec![
+                (LEASE_UNTIL, Value::Int(0).into()),
+                (PREVIOUS_HOLDER, Value::from(self.holder.clone()).into()),
+                (UPDATED_AT, FieldOp::ServerTime),
+            ],
+        )
+    }
+}
+
+pub(crate) const EPOCH: FieldPath = FieldPath::new("epoch");
+pub(crate) const HOLDER_INSTANCE_ID: FieldPath = FieldPath::new("holderInstanceId");
+pub(crate) const INSTANCE_ID: FieldPath = FieldPath::new("instanceId");
+pub(crate) const LIVE: FieldPath = FieldPath::new("live");
+pub(crate) const OWNER: FieldPath = FieldPath::new("owner");
+const ACQUIRED_AT: FieldPath = FieldPath::new("acquiredAt");
+const HEALTHY: FieldPath = FieldPath::new("gatewayHealthy");
+const LAST_BEAT_AT: FieldPath = FieldPath::new("lastBeatAt");
+const LEASE_UNTIL: FieldPath = FieldPath::new("leaseUntil");
+const MODE: FieldPath = FieldPath::new("mode");
+const PREVIOUS_HOLDER: FieldPath = FieldPath::new("previousHolder");
+const SINCE: FieldPath = FieldPath::new("since");
+const STATE: FieldPath = FieldPath::new("state");
+const TTL: FieldPath = FieldPath::new("ttlMs");
+const UNTIL: FieldPath = FieldPath::new("until");
+const UPDATED_AT: FieldPath = FieldPath::new("updatedAt");
+const URL: FieldPath = FieldPath::new("url");

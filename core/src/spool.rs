@@ -1,0 +1,195 @@
+//! History chunks on their way in: made durable first, then parsed, then forgotten.
+//!
+//! One chunk per account is parsed at a time. Where a parse has come to is persisted, so that a
+//! crash costs little; ingest is idempotent, so that it costs nothing else.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::account;
+use crate::bug::Bug;
+use crate::doc::{DocPath, Value};
+use crate::host::{AccountRoute, AccountTimer, Host, Route};
+use crate::id::ThreadId;
+use crate::io::{Answer, ChunkId, GatewayCall, Ingested, Lane, ThreadSpan};
+use crate::ledger::Purpose;
+use crate::tenure::{Covered, Tenure};
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Spool {
+    chunks: BTreeMap<ChunkId, ChunkState>,
+    /// What the chunk under way brought, and is not noted in coverage yet
+    spans: Vec<ThreadSpan>,
+    noting: Vec<ThreadSpan>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum ChunkState {
+    /// In memory only
+    Arrived,
+    /// Parsed; coverage is being read and written
+    Noting,
+    Parsing,
+    Spooled,
+    Spooling,
+    Unspooling,
+}
+
+impl Spool {
+    pub(crate) fn is_idle(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// A step failed: it is tried again with the next pump.
+    pub(crate) fn interrupted(&mut self) {
+        for state in self.chunks.values_mut() {
+            *state = match *state {
+                ChunkState::Arrived | ChunkState::Spooling => ChunkState::Arrived,
+                _ => ChunkState::Spooled,
+            };
+        }
+        self.spans.clear();
+        self.noting.clear();
+    }
+
+    fn active(&self) -> Option<ChunkId> {
+        self.chunks
+            .iter()
+            .find(|(_, state)| {
+                matches!(state, ChunkState::Noting | ChunkState::Parsing | ChunkState::Unspooling)
+            })
+            .map(|(chunk, _)| *chunk)
+    }
+}
+
+impl Tenure {
+    pub(crate) fn on_chunk(&mut self, host: &mut Host, chunk: ChunkId, spooled: bool) {
+        let state = if spooled || host.bug(Bug::ParseBeforeSpool) {
+            ChunkState::Spooled
+        } else {
+            ChunkState::Arrived
+        };
+        self.spool.chunks.entry(chunk).or_insert(state);
+        self.pump_spool(host);
+    }
+
+    /// Part of a chunk became durable.
+    pub(crate) fn on_chunk_progress(&mut self, chunk: ChunkId, cursor: u32, ingested: &Ingested) {
+        if self.spool.chunks.get(&chunk) == Some(&ChunkState::Parsing) {
+            self.spool.spans.extend(ingested.threads.iter().cloned());
+            self.sync.cursor = Some((chunk.0, cursor));
+            self.ledger.set_sync([
+                (account::SPOOL_CHUNK, Value::from(chunk.0).into()),
+                (account::SPOOL_CURSOR, Value::from(cursor).into()),
+            ]);
+            self.ledger.push(Purpose::Patch);
+        }
+    }
+
+    pub(crate) fn pump_spool(&mut self, host: &mut Host) {
+        if !self.is_ready() || !host.believing() {
+            return;
+        }
+        let arrived: Vec<ChunkId> = self
+            .spool
+            .chunks
+            .iter()
+            .filter(|(_, state)| **state == ChunkState::Arrived)
+            .map(|(chunk, _)| *chunk)
+            .collect();
+        for chunk in arrived {
+            self.spool.chunks.insert(chunk, ChunkState::Spooling);
+            self.call_spool(host, chunk, GatewayCall::Spool { chunk });
+        }
+        if self.spool.active().is_none()
+            && let Some(chunk) = self
+                .spool
+                .chunks
+                .iter()
+                .find(|(_, state)| **state == ChunkState::Spooled)
+                .map(|(chunk, _)| *chunk)
+        {
+            let from = self.sync.cursor.filter(|(at, _)| *at == chunk.0).map_or(0, |(_, n)| n);
+            self.spool.chunks.insert(chunk, ChunkState::Parsing);
+            self.call_spool(host, chunk, GatewayCall::Parse { chunk, from });
+        }
+    }
+
+    pub(crate) fn on_spool_answer(&mut self, host: &mut Host, chunk: ChunkId, answer: Answer) {
+        let Some(state) = self.spool.chunks.get(&chunk).copied() else { return };
+        match (state, answer) {
+            (ChunkState::Spooling, Answer::Done) => {
+                self.spool.chunks.insert(chunk, ChunkState::Spooled);
+            }
+            (ChunkState::Parsing, Answer::Done) => {
+                self.spool.chunks.insert(chunk, ChunkState::Noting);
+                self.note_spans(host, chunk);
+            }
+            (ChunkState::Noting, Answer::Read { docs, .. }) => {
+                let spans = std::mem::take(&mut self.spool.noting);
+                for (span, doc) in spans.into_iter().zip(docs) {
+                    let gap = self.sync.latest_gap();
+                    let covered = self
+                        .coverage
+                        .entry(span.thread)
+                        .or_insert_with(|| Covered::parse(doc.as_deref()));
+                    let changed =
+                        covered.coverage.chunk(&span.low, &span.high, span.messages, span.end);
+                    // A thread that was never looked at grows live from its newest message on.
+                    let fresh = covered.version.is_none() && gap == 0;
+                    let opened = fresh && covered.coverage.newer(&span.high);
+                    covered.dirty |= changed || opened;
+                }
+                self.ledger.push(Purpose::Chunk(chunk));
+            }
+            (ChunkState::Unspooling, Answer::Done) => {
+                self.spool.chunks.remove(&chunk);
+                if self.runs.is_empty() && self.spool.is_idle() {
+                    self.coverage.clear();
+                }
+            }
+            _ => {
+                self.spool.interrupted();
+                let wait = host.about(Duration::from_secs(2));
+                host.in_ms(self.timer(AccountTimer::Spool), wait);
+                return;
+            }
+        }
+        self.pump_spool(host);
+    }
+
+    /// What a chunk brought is noted; the chunk is not needed any more.
+    pub(crate) fn on_chunk_covered(&mut self, host: &mut Host, chunk: ChunkId) {
+        if self.spool.chunks.get(&chunk) != Some(&ChunkState::Noting) {
+            return;
+        }
+        if self.spool.spans.is_empty() {
+            self.spool.chunks.insert(chunk, ChunkState::Unspooling);
+            self.call_spool(host, chunk, GatewayCall::Unspool { chunk });
+        } else {
+            self.note_spans(host, chunk);
+        }
+    }
+
+    fn note_spans(&mut self, host: &mut Host, chunk: ChunkId) {
+        let coverage = self.id.coverage();
+        let rest = self.spool.spans.split_off(self.spool.spans.len().min(SPANS_AT_ONCE));
+        let spans = std::mem::replace(&mut self.spool.spans, rest);
+        let path = |thread: &ThreadId| DocPath::new(&coverage, thread.as_str()).ok();
+        let (noting, paths): (Vec<_>, Vec<_>) =
+            spans.into_iter().filter_map(|s| path(&s.thread).map(|p| (s, p))).unzip();
+        self.spool.noting = noting;
+        if paths.is_empty() {
+            self.on_chunk_covered(host, chunk);
+            return;
+        }
+        let route = Route::Account(self.id.clone(), AccountRoute::Spool(chunk));
+        host.get(route, Lane::Work, paths);
+    }
+
+    fn call_spool(&self, host: &mut Host, chunk: ChunkId, call: GatewayCall) {
+        host.gateway(&self.id, AccountRoute::Spool(chunk), call, host.deadline);
+    }
+}
+
+const SPANS_AT_ONCE: usize = 90;

@@ -1,0 +1,797 @@
+//! One account while this process owns it: what is known, what is under way, what comes next.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::account::{self, Record, SyncState};
+use crate::bug::Bug;
+use crate::chain::{Progress, Snapshot};
+use crate::coverage::Coverage;
+use crate::doc::{Comparison, Document, FieldOp, FieldPath, Precondition, Query, Value, Version, Write};
+use crate::host::{AccountRoute, AccountTimer, Host, Route, Timer};
+use crate::id::{AccountId, BootId, Epoch, OutboxId, RequestId, ThreadId};
+use crate::io::{
+    Answer, CloseReason, Event, GatewayCall, GatewayEvent, HoleChange, Ingested, Key, Lane, RunKind,
+    Source, Trigger,
+};
+use crate::ledger::{Companion, Ledger, Purpose};
+use crate::link::{Link, LinkState};
+use crate::outbox::Sending;
+use crate::phone::Phone;
+use crate::run::{Run, RunLease};
+use crate::spool::Spool;
+use crate::time::{Mono, StoreTime};
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Tenure {
+    pub(crate) id: AccountId,
+    pub(crate) epoch: Epoch,
+    pub(crate) since: Mono,
+    pub(crate) stage: Stage,
+    pub(crate) record: Record,
+    pub(crate) link: Link,
+    pub(crate) runs: BTreeMap<RunKind, Run>,
+    pub(crate) sending: BTreeMap<OutboxId, Sending>,
+    pub(crate) ledger: Ledger,
+    pub(crate) sync: SyncState,
+    pub(crate) phone: Phone,
+    pub(crate) spool: Spool,
+    /// Coverage documents that are in use
+    pub(crate) coverage: BTreeMap<ThreadId, Covered>,
+    /// Threads with news that no gap has been compared with yet
+    pub(crate) dirty: BTreeSet<ThreadId>,
+    /// Threads that every gap was compared with
+    pub(crate) clean: BTreeSet<ThreadId>,
+    /// Holes may be left that the phone can fill
+    pub(crate) holes_left: bool,
+    pub(crate) leases: BTreeMap<RunKind, RunLease>,
+    pub(crate) account_version: Option<Version>,
+    /// What is seen on `lastRecentSyncAt`
+    pub(crate) idle_stamped: Option<Mono>,
+    realtime: Realtime,
+    again: BTreeSet<Purpose>,
+    fence: Version,
+    /// No connection before this
+    not_before: Mono,
+    drained: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Stage {
+    /// Its documents are being read
+    Loading,
+    Ready,
+    /// Everything is being closed
+    Leaving,
+    /// Everything is closed; the account can be given back
+    Left,
+    /// Somebody else owns it
+    Lost,
+}
+
+/// A coverage document as this owner keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Covered {
+    pub(crate) coverage: Coverage,
+    pub(crate) version: Option<Version>,
+    pub(crate) beat: u64,
+    pub(crate) dirty: bool,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Realtime {
+    stamped: Option<Mono>,
+    waiting: bool,
+    newest_second: i64,
+    failed: bool,
+}
+
+impl Tenure {
+    /// Begins with a claim that was confirmed just now.
+    pub(crate) fn begin(
+        host: &mut Host,
+        id: AccountId,
+        epoch: Epoch,
+        fence: Version,
+        abnormal: bool,
+    ) -> Self {
+        let delay = if abnormal && !host.bug(Bug::MarginMissing) {
+            host.policy.lock_delay
+        } else {
+            Duration::ZERO
+        };
+        let tenure = Self {
+            ledger: Ledger::new(&id, None, fence),
+            id,
+            epoch,
+            since: host.now,
+            stage: Stage::Loading,
+            record: Record::default(),
+            link: Link::new(),
+            runs: BTreeMap::new(),
+            sending: BTreeMap::new(),
+            sync: SyncState::default(),
+            phone: Phone::default(),
+            spool: Spool::default(),
+            coverage: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            clean: BTreeSet::new(),
+            holes_left: false,
+            leases: BTreeMap::new(),
+            account_version: None,
+            idle_stamped: None,
+            realtime: Realtime::default(),
+            again: BTreeSet::new(),
+            fence,
+            not_before: host.now + delay,
+            drained: false,
+        };
+        tenure.load(host);
+        tenure
+    }
+
+    pub(crate) fn is_ready(&self) -> bool {
+        self.stage == Stage::Ready
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.is_ready() && self.link.is_open()
+    }
+
+    pub(crate) fn fence(&self) -> Version {
+        self.fence
+    }
+
+    /// Ends everything in order; [`Stage::Left`] follows.
+    pub(crate) fn leave(&mut self, host: &mut Host) {
+        match self.stage {
+            Stage::Loading => self.stage = Stage::Left,
+            Stage::Ready => {
+                self.stage = Stage::Leaving;
+                self.abort_runs(host, "stopped");
+                self.hang_up(host);
+                self.leave_if_done(host);
+            }
+            Stage::Leaving | Stage::Left | Stage::Lost => {}
+        }
+    }
+
+    /// Drops everything at once: nothing may be written about the account any more.
+    pub(crate) fn abandon(mut self, host: &mut Host) {
+        for (_, run) in std::mem::take(&mut self.runs) {
+            run.drop_slot(host);
+        }
+        if let Some(connection) = self.link.connection() {
+            host.closing.insert(self.id.clone(), connection);
+            host.close(&self.id, connection);
+        }
+        for timer in [
+            AccountTimer::Again,
+            AccountTimer::Connect,
+            AccountTimer::ConnectRun,
+            AccountTimer::LedgerRetry,
+            AccountTimer::Load,
+            AccountTimer::Phone,
+            AccountTimer::Run(RunKind::AutoBackfill),
+            AccountTimer::Run(RunKind::RecentSync),
+            AccountTimer::Spool,
+            AccountTimer::Stamp,
+        ] {
+            host.timers.clear(&self.timer(timer));
+        }
+    }
+
+    pub(crate) fn on_answer(&mut self, host: &mut Host, route: AccountRoute, request: RequestId, answer: Answer) {
+        match route {
+            AccountRoute::Connect => self.on_connect_answer(host, request, &answer),
+            AccountRoute::Ledger => self.on_ledger(host, answer),
+            AccountRoute::Load => self.on_loaded(host, answer),
+            AccountRoute::LoadMarker(boot) => self.on_marker(host, boot, answer),
+            AccountRoute::LoadOpen => {
+                self.holes_left = !matches!(&answer, Answer::Found { docs, .. } if docs.is_empty());
+            }
+            AccountRoute::Unawaited => {}
+            AccountRoute::Run(kind) => self.on_run_answer(host, kind, request, answer),
+            AccountRoute::Send(outbox) => self.on_send_answer(host, &outbox, &answer),
+            AccountRoute::Spool(chunk) => self.on_spool_answer(host, chunk, answer),
+        }
+        self.pump(host);
+    }
+
+    pub(crate) fn on_timer(&mut self, host: &mut Host, timer: AccountTimer) {
+        match timer {
+            AccountTimer::Again => {
+                for purpose in std::mem::take(&mut self.again) {
+                    self.ledger.push(purpose);
+                }
+            }
+            AccountTimer::Connect => self.connect_when_possible(host),
+            AccountTimer::ConnectRun => {
+                if self.is_connected() || host.bug(Bug::JitterIgnoresDisconnect) {
+                    self.start_run(host, RunKind::AutoBackfill, Trigger::Connect);
+                }
+            }
+            AccountTimer::LedgerRetry => self.ledger.on_retry(host),
+            AccountTimer::Load => self.load(host),
+            AccountTimer::Phone => self.on_phone_timer(host),
+            AccountTimer::Run(kind) => self.on_run_timer(host, kind),
+            AccountTimer::Spool => self.pump_spool(host),
+            AccountTimer::Stamp => self.stamp_realtime(host),
+        }
+        self.pump(host);
+    }
+
+    pub(crate) fn on_gateway(&mut self, host: &mut Host, event: GatewayEvent) {
+        match event {
+            GatewayEvent::Chunk { chunk, spooled } => self.on_chunk(host, chunk, spooled),
+            GatewayEvent::ChunkMissing => host.incident(Some(&self.id), "history_chunk_missing"),
+            GatewayEvent::Closed { connection, reason } => self.on_closed(host, connection, reason),
+            GatewayEvent::Drained { connection, announced, stored } => {
+                self.on_drained(host, connection, announced, stored);
+            }
+            GatewayEvent::IngestFailed { connection } => {
+                if self.link.state == LinkState::Open(connection) {
+                    self.realtime.failed = true;
+                    self.ledger.set_account(account::LAST_REALTIME_ERROR, "store_write_failed");
+                    self.ledger.push(Purpose::Patch);
+                    // Only a new connection makes the server deliver it again.
+                    self.hang_up(host);
+                }
+            }
+            GatewayEvent::Opened { connection } => self.on_opened(host, connection),
+            GatewayEvent::Page { request, page } => self.on_page(host, request, &page),
+            GatewayEvent::Paired { connection } => {
+                if self.link.connection() == Some(connection) {
+                    // A new registration: the server keeps nothing of the time before.
+                    self.sync.suspect |= self.sync.disconnected.is_some();
+                    self.ledger.set_sync(self.sync.disconnect_fields());
+                    self.set_pairing(None, None);
+                }
+            }
+            GatewayEvent::Pairing { connection, qr, code } => {
+                if self.link.connection() == Some(connection) {
+                    self.link.reached();
+                    self.set_status("qr_ready");
+                    self.set_pairing(qr, code);
+                }
+            }
+            GatewayEvent::Undecryptable { thread, second } => {
+                self.sync.add_thread_gap(thread.clone(), second, second);
+                self.ledger.set_sync(self.sync.gap_fields());
+                self.ledger.push(Purpose::Patch);
+                self.dirty.insert(thread);
+                host.event(Event::Hole { account: self.id.clone(), change: HoleChange::Suspected });
+            }
+        }
+        self.pump(host);
+    }
+
+    pub(crate) fn on_ingested(&mut self, host: &mut Host, ingested: &Ingested) {
+        match ingested.source {
+            Source::Chunk { chunk, cursor } => self.on_chunk_progress(chunk, cursor, ingested),
+            Source::LatePage => {}
+            Source::Realtime => {
+                self.realtime.newest_second = self.realtime.newest_second.max(ingested.newest_second);
+                self.realtime.waiting = true;
+                if !self.sync.gaps.is_empty() {
+                    for span in &ingested.threads {
+                        if !self.clean.contains(&span.thread) {
+                            self.dirty.insert(span.thread.clone());
+                        }
+                    }
+                }
+                match self.realtime.stamped {
+                    Some(at) if host.now.since(at) < host.policy.realtime_stamp => {
+                        let at = at + host.policy.realtime_stamp;
+                        host.timers.set_earliest(self.timer(AccountTimer::Stamp), at);
+                    }
+                    _ => self.stamp_realtime(host),
+                }
+            }
+        }
+        self.pump(host);
+    }
+
+    /// Sends what can be sent now.
+    pub(crate) fn pump(&mut self, host: &mut Host) {
+        if !matches!(self.stage, Stage::Ready | Stage::Leaving) {
+            return;
+        }
+        while host.believing() {
+            let Some(purpose) = self.ledger.next() else { break };
+            if let Some(writes) = self.writes(host, &purpose) {
+                self.ledger.commit(host, purpose, writes);
+                break;
+            }
+        }
+        self.leave_if_done(host);
+    }
+
+    /// An account field changes with the next commit, which is to come soon.
+    pub(crate) fn set_status(&mut self, status: &'static str) {
+        if self.record.status != status {
+            self.record.status = status.into();
+            self.ledger.set_account(account::STATUS, status);
+            self.ledger.set_account(account::UPDATED_AT, FieldOp::ServerTime);
+            self.ledger.push(Purpose::Patch);
+        }
+    }
+
+    pub(crate) fn timer(&self, timer: AccountTimer) -> Timer {
+        Timer::Account(self.id.clone(), timer)
+    }
+
+    /// Connects, unless the account is not to be connected.
+    pub(crate) fn want_connection(&mut self, host: &mut Host) {
+        if self.link.state == LinkState::Off && self.record.wants_connection() {
+            self.link.state = LinkState::Waiting;
+            self.connect_when_possible(host);
+        }
+    }
+
+    fn load(&self, host: &mut Host) {
+        let paths = vec![
+            self.id.path(),
+            self.id.sync_path(),
+            self.id.auto_backfill_path(),
+            self.id.recent_sync_path(),
+        ];
+        host.get(self.route(AccountRoute::Load), Lane::Lease, paths);
+    }
+
+    fn on_loaded(&mut self, host: &mut Host, answer: Answer) {
+        if self.stage != Stage::Loading {
+            return;
+        }
+        let Answer::Read { docs, .. } = answer else {
+            host.in_ms(self.timer(AccountTimer::Load), Duration::from_secs(1));
+            return;
+        };
+        let mut docs = docs.into_iter();
+        let mut next = || docs.next().flatten();
+        let (account, sync, auto, recent) = (next(), next(), next(), next());
+        self.record = Record::parse(account.as_deref());
+        self.account_version = account.map(|doc| doc.version);
+        self.sync = SyncState::parse(sync.as_deref());
+        self.ledger = Ledger::new(&self.id, sync.as_deref(), self.fence);
+        self.leases.insert(RunKind::AutoBackfill, RunLease::parse(auto.as_deref()));
+        self.leases.insert(RunKind::RecentSync, RunLease::parse(recent.as_deref()));
+        if !host.bug(Bug::SuccessorIgnoresReservation) {
+            self.phone.adopt(host, self.sync.asked);
+        }
+
+        match self.sync.connected.as_deref().map(BootId::parse) {
+            Some(Ok(boot)) => {
+                host.get(
+                    self.route(AccountRoute::LoadMarker(boot.clone())),
+                    Lane::Lease,
+                    vec![boot.path()],
+                );
+            }
+            Some(Err(_)) => {
+                self.note_crash(host, None);
+                self.ready(host);
+            }
+            None => self.ready(host),
+        }
+    }
+
+    /// The predecessor's session says until when it was certainly alive.
+    fn on_marker(&mut self, host: &mut Host, boot: BootId, answer: Answer) {
+        if self.stage != Stage::Loading {
+            return;
+        }
+        let Answer::Read { docs, .. } = answer else {
+            host.get(self.route(AccountRoute::LoadMarker(boot.clone())), Lane::Lease, vec![boot.path()]);
+            return;
+        };
+        let doc = docs.into_iter().next().flatten();
+        let last_beat = doc.map(|doc| doc.time("lastBeatAt").unwrap_or(doc.update_time));
+        self.note_crash(host, last_beat);
+        self.ready(host);
+    }
+
+    fn note_crash(&mut self, host: &mut Host, last_beat: Option<StoreTime>) {
+        let now = host.store_now();
+        let from = last_beat.or(self.sync.connected_since).unwrap_or(now);
+        self.sync.disconnected = Some(self.sync.disconnected.map_or(from, |at| at.min(from)));
+        self.sync.connected = None;
+        self.ledger.set_sync(self.sync.disconnect_fields());
+        self.ledger.set_sync([(account::CONNECTED_BOOT, Value::Null.into())]);
+    }
+
+    fn ready(&mut self, host: &mut Host) {
+        self.stage = Stage::Ready;
+        self.holes_left = true;
+        let open = Query::all(self.id.coverage(), 1)
+            .filter(FieldPath::new("open"), Comparison::Equal, true)
+            .select([FieldPath::new("open")]);
+        host.query(self.route(AccountRoute::LoadOpen), open);
+        host.gateway(&self.id, AccountRoute::Unawaited, GatewayCall::Recover, host.deadline);
+        self.want_connection(host);
+    }
+
+    fn connect_when_possible(&mut self, host: &mut Host) {
+        if self.link.state != LinkState::Waiting || !self.is_ready() || !host.believing() {
+            return;
+        }
+        let at = self.not_before.max(host.next_connect);
+        let busy = host.closing.contains_key(&self.id);
+        if busy || at > host.now {
+            let wait = if busy { host.now + Duration::from_millis(250) } else { at };
+            host.timers.set(self.timer(AccountTimer::Connect), wait.max(at));
+            return;
+        }
+        host.next_connect = host.now + host.policy.connect_stagger;
+        self.link.state = LinkState::Marking;
+        if host.bug(Bug::MarkerMissing) {
+            self.connect(host);
+            return;
+        }
+        self.ledger.push(Purpose::Connect);
+    }
+
+    fn connect(&mut self, host: &mut Host) {
+        if self.link.state != LinkState::Marking || !self.is_ready() {
+            return;
+        }
+        self.drained = false;
+        let not_after = host.deadline;
+        let id = host.gateway(&self.id, AccountRoute::Connect, GatewayCall::Connect, not_after);
+        self.link.state = LinkState::Connecting(id);
+        host.event(Event::Connection { account: self.id.clone(), state: "connecting" });
+    }
+
+    fn on_connect_answer(&mut self, host: &mut Host, request: RequestId, answer: &Answer) {
+        if self.link.state != LinkState::Connecting(request) {
+            return;
+        }
+        match answer {
+            Answer::Rejected(_) => self.closed(host, CloseReason::Lost),
+            // It may be open or opening: only a close says for certain that it is not.
+            Answer::Unknown => self.hang_up(host),
+            _ => {}
+        }
+    }
+
+    fn on_opened(&mut self, host: &mut Host, connection: RequestId) {
+        if self.link.state != LinkState::Connecting(connection) {
+            return;
+        }
+        self.link.opened(host, connection);
+        self.set_status("connected");
+        self.set_pairing(None, None);
+        self.ledger.set_account(account::LAST_ERROR, Value::Null);
+        host.event(Event::Connection { account: self.id.clone(), state: "open" });
+        let auto = &host.policy.auto_backfill;
+        if auto.enabled {
+            let (min, max) = (auto.connect_jitter_min, auto.connect_jitter_max);
+            let wait = host.jitter(min, max);
+            host.in_ms(self.timer(AccountTimer::ConnectRun), wait);
+        }
+        self.pump_phone(host);
+    }
+
+    fn on_drained(&mut self, host: &mut Host, connection: RequestId, announced: u32, stored: u32) {
+        if self.link.state != LinkState::Open(connection) || self.drained {
+            return;
+        }
+        self.drained = true;
+        let Some(since) = self.sync.disconnected else { return };
+        let now = host.store_now();
+        let complete = stored >= announced || host.bug(Bug::DrainTrusted);
+        if !complete || self.sync.suspect || now.since(since) > OFFLINE_QUEUE {
+            let from = since.as_secs().saturating_sub(CLOCK_SLACK);
+            self.sync.add_gap(from, now.as_secs().saturating_add(CLOCK_SLACK));
+            self.clean.clear();
+            self.ledger.set_sync(self.sync.gap_fields());
+            host.event(Event::Hole { account: self.id.clone(), change: HoleChange::Suspected });
+        }
+        self.sync.disconnected = None;
+        self.sync.suspect = false;
+        self.ledger.set_sync(self.sync.disconnect_fields());
+        self.ledger.push(Purpose::Patch);
+    }
+
+    fn on_closed(&mut self, host: &mut Host, connection: RequestId, reason: CloseReason) {
+        if self.link.connection() == Some(connection) {
+            self.closed(host, reason);
+        }
+    }
+
+    fn closed(&mut self, host: &mut Host, reason: CloseReason) {
+        let asked = matches!(self.link.state, LinkState::Closing(_));
+        let was_open = self.link.is_open() || asked;
+        host.event(Event::Connection { account: self.id.clone(), state: "closed" });
+        if !host.bug(Bug::JitterIgnoresDisconnect) {
+            host.timers.clear(&self.timer(AccountTimer::ConnectRun));
+        }
+        if was_open && self.sync.disconnected.is_none() {
+            self.sync.disconnected = Some(host.store_now());
+        }
+        self.sync.suspect |= was_open && reason == CloseReason::Replaced;
+        self.sync.connected = None;
+        self.ledger.set_sync(self.sync.disconnect_fields());
+        self.ledger.set_sync([(account::CONNECTED_BOOT, Value::Null.into())]);
+        self.ledger.set_account(account::LAST_DISCONNECTED_AT, FieldOp::ServerTime);
+        self.ledger.set_account(account::LAST_DISCONNECT_REASON, reason.as_str());
+        self.ledger.push(Purpose::Patch);
+        self.abort_runs(host, "disconnected");
+        self.phone.disconnected();
+
+        let (wait, contested) = self.link.lost(host, reason);
+        if contested {
+            host.incident(Some(&self.id), "connection_contested");
+        }
+        if !self.record.wants_connection() {
+            self.link.state = LinkState::Off;
+            return;
+        }
+        match reason {
+            CloseReason::LoggedOut => {
+                self.link.state = LinkState::Off;
+                self.set_status("logged_out");
+                host.incident(Some(&self.id), "logged_out");
+            }
+            CloseReason::PairingExpired => {
+                self.link.state = LinkState::Off;
+                self.set_status("needs_qr");
+                self.set_pairing(None, None);
+            }
+            CloseReason::Asked | CloseReason::Lost | CloseReason::Replaced => {
+                self.set_status("disconnected");
+                host.in_ms(self.timer(AccountTimer::Connect), wait);
+            }
+        }
+        self.leave_if_done(host);
+    }
+
+    /// Closes the connection, if there is one; its end is reported.
+    pub(crate) fn hang_up(&mut self, host: &mut Host) {
+        match self.link.state {
+            LinkState::Connecting(id) | LinkState::Open(id) => {
+                self.link.state = LinkState::Closing(id);
+                host.close(&self.id, id);
+            }
+            LinkState::Marking | LinkState::Waiting => {
+                self.ledger.withdraw(&Purpose::Connect);
+                self.link.state = LinkState::Off;
+            }
+            LinkState::Closing(_) | LinkState::Off => {}
+        }
+    }
+
+    fn leave_if_done(&mut self, host: &Host) {
+        if self.stage != Stage::Leaving {
+            return;
+        }
+        let closed = self.link.connection().is_none() || host.bug(Bug::ReleaseBeforeClose);
+        if closed && self.runs.is_empty() && self.ledger.is_idle() && !self.ledger.has_fields() {
+            self.stage = Stage::Left;
+        }
+    }
+
+    fn stamp_realtime(&mut self, host: &mut Host) {
+        if !std::mem::take(&mut self.realtime.waiting) {
+            return;
+        }
+        self.realtime.stamped = Some(host.now);
+        let message_at = StoreTime::from_secs(self.realtime.newest_second);
+        self.ledger.set_account(account::LAST_REALTIME_INGEST_AT, FieldOp::ServerTime);
+        self.ledger.set_account(account::LAST_REALTIME_MESSAGE_AT, message_at);
+        if std::mem::take(&mut self.realtime.failed) {
+            self.ledger.set_account(account::LAST_REALTIME_ERROR, FieldOp::Remove);
+        }
+        self.ledger.push(Purpose::Patch);
+    }
+
+    fn set_pairing(&mut self, qr: Option<smol_str::SmolStr>, code: Option<smol_str::SmolStr>) {
+        self.ledger.set_account(account::QR_CODE, Value::from(qr));
+        self.ledger.set_account(account::PAIRING_CODE, Value::from(code));
+        self.ledger.push(Purpose::Patch);
+    }
+
+    /// What a commit writes beside `sync/state`; `None` if there is no point in it any more.
+    fn writes(&mut self, host: &mut Host, purpose: &Purpose) -> Option<Vec<(Companion, Write)>> {
+        let mut writes = Vec::new();
+        let mut account_precondition = Precondition::Any;
+        match purpose {
+            Purpose::Chunk(_) | Purpose::Cover(_) => writes.extend(self.coverage_writes()),
+            Purpose::Connect => {
+                if self.link.state != LinkState::Marking {
+                    return None;
+                }
+                self.ledger.set_sync([
+                    (account::CONNECTED_BOOT, Value::from(host.boot.text()).into()),
+                    (account::CONNECTED_SINCE, FieldOp::ServerTime),
+                ]);
+            }
+            Purpose::OutboxClaim(id) | Purpose::OutboxEnd(id) => {
+                writes.extend(self.outbox_writes(host, id, purpose)?);
+            }
+            Purpose::Patch if !self.ledger.has_fields() => return None,
+            Purpose::Patch => {}
+            Purpose::Reserve(kind) => writes.extend(self.reservation_writes(*kind)?),
+            Purpose::RunBeat(kind) | Purpose::RunEnd(kind) => {
+                writes.push(self.run_write(host, *kind, purpose)?);
+            }
+            Purpose::RunStart(kind) => {
+                writes.push(self.run_write(host, *kind, purpose)?);
+                account_precondition =
+                    self.account_version.map_or(Precondition::Absent, Precondition::Version);
+            }
+        }
+        let patch = self.ledger.account_patch();
+        if !patch.is_empty() {
+            let fields = patch.clone().into_iter().collect();
+            let write = Write::merge(self.id.path(), account_precondition, fields);
+            writes.push((Companion::Account, write));
+        }
+        Some(writes)
+    }
+
+    fn on_ledger(&mut self, host: &mut Host, answer: Answer) {
+        let Some((purpose, companions, progress)) = self.ledger.on_answer(host, answer) else { return };
+        match progress {
+            Progress::Applied { sent, commit_time, versions } => {
+                host.observe(commit_time);
+                self.note_versions(&companions, &versions);
+                self.on_applied(host, purpose, sent, commit_time);
+            }
+            Progress::Gone => self.stage = Stage::Lost,
+            Progress::Pending => {}
+            Progress::Refused(snapshot) => {
+                self.note_docs(&companions, snapshot.as_ref());
+                self.on_refused(host, purpose, snapshot.is_some());
+            }
+        }
+    }
+
+    fn on_applied(&mut self, host: &mut Host, purpose: Purpose, sent: Mono, commit_time: StoreTime) {
+        match purpose {
+            Purpose::Chunk(chunk) => self.on_chunk_covered(host, chunk),
+            Purpose::Connect => {
+                self.sync.connected = Some(host.boot.text());
+                self.connect(host);
+            }
+            Purpose::OutboxClaim(id) => self.on_outbox_claimed(host, &id),
+            Purpose::OutboxEnd(id) => {
+                self.sending.remove(&id);
+            }
+            Purpose::Patch => {}
+            Purpose::Cover(_)
+            | Purpose::Reserve(_)
+            | Purpose::RunBeat(_)
+            | Purpose::RunEnd(_)
+            | Purpose::RunStart(_) => self.on_run_applied(host, &purpose, sent, commit_time),
+        }
+    }
+
+    fn on_refused(&mut self, host: &mut Host, purpose: Purpose, conflict: bool) {
+        match purpose {
+            Purpose::Chunk(_) => {
+                host.in_ms(self.timer(AccountTimer::Spool), Duration::from_secs(5));
+                self.spool.interrupted();
+            }
+            Purpose::Connect => {
+                if self.link.state == LinkState::Marking {
+                    self.link.state = LinkState::Waiting;
+                    let wait = host.about(Duration::from_secs(2));
+                    host.in_ms(self.timer(AccountTimer::Connect), wait);
+                }
+            }
+            Purpose::OutboxClaim(id) => {
+                // Somebody changed it: the next poll sees how it is now.
+                self.sending.remove(&id);
+            }
+            Purpose::OutboxEnd(_) | Purpose::Patch => self.again(host, purpose),
+            Purpose::Cover(_)
+            | Purpose::Reserve(_)
+            | Purpose::RunBeat(_)
+            | Purpose::RunEnd(_)
+            | Purpose::RunStart(_) => self.on_run_refused(host, &purpose, conflict),
+        }
+    }
+
+    /// Commits once more, a little later.
+    pub(crate) fn again(&mut self, host: &mut Host, purpose: Purpose) {
+        self.again.insert(purpose);
+        let wait = host.about(Duration::from_secs(2));
+        host.timers.set_earliest(self.timer(AccountTimer::Again), host.now + wait);
+    }
+
+    fn note_versions(&mut self, companions: &[Companion], versions: &[Option<Version>]) {
+        for (companion, version) in companions.iter().zip(versions) {
+            match companion {
+                Companion::Account => self.account_version = *version,
+                Companion::Alias => {}
+                Companion::Coverage(thread) => {
+                    if let Some(covered) = self.coverage.get_mut(thread) {
+                        covered.version = *version;
+                        covered.beat += 1;
+                    }
+                }
+                Companion::Outbox(id) => {
+                    if let Some(sending) = self.sending.get_mut(id) {
+                        sending.version = *version;
+                    }
+                }
+                Companion::RunLease(kind) => {
+                    if let Some(lease) = self.leases.get_mut(kind) {
+                        lease.version = *version;
+                    }
+                }
+            }
+        }
+    }
+
+    fn note_docs(&mut self, companions: &[Companion], snapshot: Option<&Snapshot>) {
+        let none = Vec::new();
+        let docs: &Vec<Option<Arc<Document>>> = snapshot.map_or(&none, |s| &s.docs);
+        for (i, companion) in companions.iter().enumerate() {
+            let doc = docs.get(i).map(Option::as_deref);
+            match companion {
+                Companion::Coverage(thread) => {
+                    // What was not written is still to be written, unless somebody else did.
+                    let Some(covered) = self.coverage.get_mut(thread) else { continue };
+                    covered.dirty = true;
+                    if let Some(doc) = doc
+                        && doc.map(|d| d.version) != covered.version
+                    {
+                        self.coverage.remove(thread);
+                    }
+                }
+                Companion::RunLease(kind) => {
+                    if let Some(doc) = doc {
+                        self.leases.insert(*kind, RunLease::parse(doc));
+                    }
+                }
+                Companion::Account => {
+                    if let Some(doc) = doc {
+                        self.account_version = doc.map(|d| d.version);
+                    }
+                }
+                Companion::Alias | Companion::Outbox(_) => {}
+            }
+        }
+    }
+
+    fn coverage_writes(&mut self) -> Vec<(Companion, Write)> {
+        let account = &self.id;
+        self.coverage
+            .iter_mut()
+            .filter(|(_, covered)| covered.dirty)
+            .take(MAX_COVERAGE_WRITES)
+            .filter_map(|(thread, covered)| {
+                covered.dirty = false;
+                Some((Companion::Coverage(thread.clone()), covered.write(account, thread)?))
+            })
+            .collect()
+    }
+
+    fn route(&self, route: AccountRoute) -> Route {
+        Route::Account(self.id.clone(), route)
+    }
+}
+
+impl Covered {
+    /// A coverage document as it was read.
+    pub(crate) fn parse(doc: Option<&Document>) -> Self {
+        let (coverage, beat) = doc.map_or_else(Default::default, |d| Coverage::parse(&d.fields));
+        Self { coverage, version: doc.map(|d| d.version), beat, dirty: false }
+    }
+
+    pub(crate) fn write(&self, account: &AccountId, thread: &ThreadId) -> Option<Write> {
+        let path = crate::doc::DocPath::new(&account.coverage(), thread.as_str()).ok()?;
+        let precondition = self.version.map_or(Precondition::Absent, Precondition::Version);
+        Some(Write::merge(path, precondition, self.coverage.to_fields(self.beat + 1)))
+    }
+}
+
+/// The server keeps messages for a device that is away for this long.
+const OFFLINE_QUEUE: Duration = Duration::from_secs(14 * 24 * 3_600);
+/// How far WhatsApp's clock and the store's may be apart, in seconds.
+const CLOCK_SLACK: i64 = 120;
+/// A commit holds at most this many coverage documents.
+const MAX_COVERAGE_WRITES: usize = 100;
