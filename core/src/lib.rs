@@ -4,6 +4,7 @@
 //! effects are values. The same inputs give the same outputs, byte for byte, so that production
 //! and the simulator drive the same code.
 
+pub mod coverage;
 pub mod doc;
 pub mod id;
 pub mod policy;

@@ -1,0 +1,1204 @@
+//! Per thread: which stretches of history are known to be complete, and where the holes are.
+//!
+//! A [`Stretch`] claims that every message strictly between the seconds of its ends is stored; at
+//! the end seconds themselves, where only the order of arrival tells messages apart, it claims
+//! nothing. While the connection is unbroken the newest stretch is *live*: it reaches to now, and
+//! nothing is written when it grows. A disconnection that may have lost messages ([`Gap`]) takes
+//! claims away; pages and chunks of history add them. Whatever is in doubt is not covered:
+//! forgetting costs a request to the phone, inventing costs a message.
+//!
+//! Seconds are WhatsApp server seconds since the Unix epoch. Messages whose second is not
+//! positive, or whose id or sender is empty or absurdly long, cannot bound a stretch and are
+//! passed over.
+
+use std::cmp::Ordering;
+use std::fmt;
+
+use smol_str::SmolStr;
+
+use crate::doc::{FieldOp, FieldPath, Fields, Value};
+
+/// A coverage document holds at most this many stretches; the oldest are forgotten first.
+pub const MAX_STRETCHES: usize = 64;
+
+/// Ids and senders longer than this many bytes are not remembered.
+const MAX_TEXT: usize = 256;
+
+/// This many pages in a row that all end in one second exhaust the hole below: a phone that
+/// answers in circles must not be asked for ever.
+const MAX_LINGERING: u32 = 32;
+
+/// A real message, named as the phone has to be asked for what lies before it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Anchor {
+    /// Its time
+    pub second: i64,
+    /// Its WhatsApp id
+    pub id: SmolStr,
+    /// It was sent by this account
+    pub from_me: bool,
+    /// Who sent it, in a group
+    pub participant: Option<SmolStr>,
+}
+
+impl Anchor {
+    fn is_usable(&self) -> bool {
+        self.second > 0
+            && fits(&self.id)
+            && self.participant.as_ref().is_none_or(|participant| fits(participant))
+    }
+
+    /// Whether both name one message.
+    ///
+    /// The time does not count: a message sent from the phone has another one there than here.
+    /// Nor need the sender, who has two names (a number and a LID); but different names in
+    /// different seconds are different messages, because group members choose their own ids.
+    fn is_same(&self, other: &Self) -> bool {
+        self.id == other.id
+            && self.from_me == other.from_me
+            && (self.second == other.second
+                || self.participant.is_none()
+                || other.participant.is_none()
+                || self.participant == other.participant)
+    }
+}
+
+impl fmt::Debug for Anchor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Mark::from(self.clone()).fmt(f)
+    }
+}
+
+/// A place in a thread: a message, or without an id only a time.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Mark {
+    /// The time
+    pub second: i64,
+    /// The message's WhatsApp id, if it is one
+    pub id: Option<SmolStr>,
+    /// The message was sent by this account
+    pub from_me: bool,
+    /// Who sent the message, in a group
+    pub participant: Option<SmolStr>,
+}
+
+impl Mark {
+    /// Only a time.
+    pub const fn bound(second: i64) -> Self {
+        Self { second, id: None, from_me: false, participant: None }
+    }
+
+    /// The message, if it is one that the phone can be asked with.
+    pub fn anchor(&self) -> Option<Anchor> {
+        let anchor = Anchor {
+            second: self.second,
+            id: self.id.clone()?,
+            from_me: self.from_me,
+            participant: self.participant.clone(),
+        };
+        anchor.is_usable().then_some(anchor)
+    }
+}
+
+impl From<Anchor> for Mark {
+    fn from(a: Anchor) -> Self {
+        Self { second: a.second, id: Some(a.id), from_me: a.from_me, participant: a.participant }
+    }
+}
+
+impl fmt::Debug for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The sender is personal data.
+        write!(f, "{}", self.second)?;
+        self.id.as_ref().map_or(Ok(()), |id| write!(f, "/{id}"))
+    }
+}
+
+/// What the phone says about the messages before a page or chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PageEnd {
+    /// There are none
+    EndOfHistory,
+    /// There are more
+    MoreRemains,
+    /// Nothing; then there are more unless the page is empty
+    Unstated,
+}
+
+/// A time in which the account may have lost messages, recorded once for all its threads.
+///
+/// Both ends include the slack by which clocks and arrival may differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gap {
+    /// Numbers the account's gaps from 1, in the order in which they were recorded
+    pub seq: u64,
+    /// The first second in which a message may be missing
+    pub from: i64,
+    /// The last second in which a message may be missing
+    pub to: i64,
+}
+
+/// What is wanted of a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Goal {
+    /// At least this many messages, counted from the newest
+    Depth(u32),
+    /// No hole among the messages later than this second
+    Since(i64),
+}
+
+/// A part of a thread that is complete.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Stretch {
+    /// Its oldest message: the phone is asked for what lies before it
+    pub low: Anchor,
+    /// How far up it is complete, with a message in it that a page can meet, if one is known. The
+    /// live stretch reaches further by itself
+    pub high: Mark,
+    /// It has at least this many messages; those that arrived live are not counted
+    pub messages: u32,
+    /// How often the phone was asked with `low` without an answer that led further
+    pub tries: u32,
+    /// The phone will not be asked with `low` any more
+    pub exhausted: bool,
+    /// How many pages in a row ended in the second of `low`
+    lingering: u32,
+}
+
+impl Stretch {
+    fn new(low: Anchor, high: Mark, messages: u32) -> Self {
+        Self { low, high, messages, tries: 0, exhausted: false, lingering: 0 }
+    }
+
+    fn single(message: Anchor, messages: u32) -> Self {
+        Self::new(message.clone(), message.into(), messages)
+    }
+
+    fn has_end(&self, message: &Anchor) -> bool {
+        self.low.is_same(message) || self.high.anchor().is_some_and(|high| high.is_same(message))
+    }
+
+    /// Both as one, where one lies within the other or they overlap.
+    fn join(mut self, other: Self) -> Self {
+        // How many they share is unknown, and in a tie also which of them is older.
+        let messages = self.messages.max(other.messages);
+        match other.low.second.cmp(&self.low.second) {
+            Ordering::Less => self = Self { high: self.high, messages, ..other.clone() },
+            Ordering::Equal if !other.low.is_same(&self.low) => {}
+            Ordering::Equal | Ordering::Greater => self.messages = messages,
+        }
+        if other.high.second > self.high.second {
+            self.high = other.high;
+        }
+        self
+    }
+}
+
+/// Below the lowest stretch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Bottom {
+    /// The phone has nothing older
+    Reached,
+    /// Messages later than this second are suspected to be missing there
+    Suspected(i64),
+    /// Nobody has looked, and nothing is suspected
+    #[default]
+    Unknown,
+}
+
+/// Above the highest stretch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Tail {
+    /// The stretch reaches to now
+    Live,
+    /// A hole without an anchor: a message later than this second will open a live stretch
+    Waiting(i64),
+}
+
+/// A part of a thread that may lack messages.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Hole {
+    /// Messages up to this second are known; `None`: nothing is known below
+    pub after: Option<i64>,
+    /// The first message above it; `None`: it is the tail, which waits for the next message
+    pub anchor: Option<Anchor>,
+    /// The phone cannot fill it
+    pub exhausted: bool,
+}
+
+impl Hole {
+    /// Whether it is worth asking the phone.
+    pub const fn is_fillable(&self) -> bool {
+        self.anchor.is_some() && !self.exhausted
+    }
+}
+
+/// What is known about the completeness of one thread.
+///
+/// Every transition accepts any input and says whether something changed that has to be written.
+/// Gaps have to be applied before pages and chunks that are younger than they: a gap takes away
+/// every claim about its time, wherever it came from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Coverage {
+    /// Oldest first. Low and high ends both ascend; neighbours overlap by a second at most
+    stretches: Vec<Stretch>,
+    tail: Tail,
+    bottom: Bottom,
+    applied_gap: u64,
+}
+
+/// Nothing is covered, and the next message opens a live stretch.
+impl Default for Coverage {
+    fn default() -> Self {
+        Self {
+            stretches: Vec::new(),
+            tail: Tail::Waiting(i64::MIN),
+            bottom: Bottom::Unknown,
+            applied_gap: 0,
+        }
+    }
+}
+
+impl Coverage {
+    /// A thread first seen while connected: everything after its newest known message will arrive
+    /// live. Gaps up to number `applied_gap` are taken as applied.
+    pub fn starting_at(newest: &Mark, applied_gap: u64) -> Self {
+        let mut coverage = Self { applied_gap: storable(applied_gap), ..Self::default() };
+        coverage.newer(newest);
+        coverage
+    }
+
+    /// Messages may have been lost: takes away what was claimed about that time, once per gap.
+    /// Gaps come in the order of their numbers; one that was skipped is never applied.
+    ///
+    /// `newest` is the thread's newest known message. If it is later than the gap, a live stretch
+    /// starts there; otherwise the tail is a hole until [`newer`](Self::newer) brings a message.
+    pub fn suspect(&mut self, gap: Gap, newest: Option<&Mark>) -> bool {
+        let seq = storable(gap.seq);
+        if seq <= self.applied_gap {
+            return false;
+        }
+        self.applied_gap = seq;
+        let (from, to) = (gap.from.min(gap.to), gap.to);
+        let last_known = newest.and_then(Mark::anchor).filter(|m| m.second <= from);
+
+        let live = self.live_index();
+        for (i, stretch) in self.stretches.iter_mut().enumerate() {
+            let is_live = live == Some(i);
+            if stretch.low.second > to || (stretch.high.second < from && !is_live) {
+                continue;
+            }
+            if is_live {
+                self.tail = Tail::Waiting(to);
+            }
+            if stretch.low.second >= from {
+                stretch.high = stretch.low.clone().into();
+                stretch.messages = stretch.messages.min(1);
+                continue;
+            }
+            if stretch.high.second > from {
+                // Nobody knows on which side of the cut the counted messages lie.
+                stretch.messages = stretch.messages.min(1);
+                stretch.high = Mark::bound(from);
+            }
+            if let Some(last) = &last_known
+                && is_live
+                && last.second > stretch.low.second
+                && (last.second >= stretch.high.second || stretch.high.id.is_none())
+            {
+                stretch.high = last.clone().into();
+            }
+            stretch.high.second = from;
+        }
+        if let Tail::Waiting(past) = &mut self.tail {
+            *past = to.max(*past);
+        }
+        if self.stretches.first().is_none_or(|lowest| lowest.low.second > from) {
+            match &mut self.bottom {
+                Bottom::Reached => {}
+                Bottom::Suspected(after) => *after = from.min(*after),
+                bottom @ Bottom::Unknown => *bottom = Bottom::Suspected(from),
+            }
+        }
+        self.settle();
+        if let Some(newest) = newest {
+            self.newer(newest);
+        }
+        true
+    }
+
+    /// A message arrived, live or from the offline queue. Changes nothing while the newest stretch
+    /// is live.
+    pub fn newer(&mut self, message: &Mark) -> bool {
+        let Tail::Waiting(past) = self.tail else { return false };
+        let Some(message) = message.anchor() else { return false };
+        let opens = message.second > past;
+        let len = self.stretches.len();
+        match self.stretches.last_mut() {
+            Some(top) if message.second < top.high.second || top.has_end(&message) => {
+                // The stretch reaches past the gap by itself, so nothing is missing in between.
+                if !opens || top.high.second <= past {
+                    return false;
+                }
+            }
+            // One message that waits inside the gap is anchor enough for the hole below it.
+            Some(top) if !opens && len > 1 && top.low.second == top.high.second => {
+                *top = Stretch::single(message, top.messages.min(1));
+            }
+            top => {
+                let counted_before = top.is_some_and(|t| t.high.second >= message.second);
+                self.stretches.push(Stretch::single(message, u32::from(!counted_before)));
+            }
+        }
+        if opens {
+            self.tail = Tail::Live;
+        }
+        self.settle();
+        true
+    }
+
+    /// A page of history arrived: `messages` messages, the last of them `oldest`, which are all
+    /// that the thread has from there up to `anchor`.
+    ///
+    /// Of several oldest messages in one second, `oldest` is the one that the phone gave last.
+    pub fn page(
+        &mut self,
+        anchor: &Anchor,
+        oldest: Option<&Mark>,
+        messages: u32,
+        end: PageEnd,
+    ) -> bool {
+        if !anchor.is_usable() {
+            return false;
+        }
+        let before = self.clone();
+        let is_empty = messages == 0 && oldest.is_none();
+        let low = oldest.and_then(Mark::anchor).filter(|low| !low.is_same(anchor));
+        if let Some(mut low) = low {
+            low.second = low.second.min(anchor.second);
+            self.add(&low, &anchor.clone().into(), messages, Some(anchor), end);
+        } else if end == PageEnd::EndOfHistory || (is_empty && end == PageEnd::Unstated) {
+            self.end_at(anchor);
+        }
+        *self != before
+    }
+
+    /// A block of history arrived, complete within itself: `messages` messages from `low` up to
+    /// `high`.
+    ///
+    /// A message whose time is not believed must not be `high`.
+    pub fn chunk(&mut self, low: &Mark, high: &Mark, messages: u32, end: PageEnd) -> bool {
+        let Some(low) = low.anchor().filter(|low| low.second <= high.second) else { return false };
+        let before = self.clone();
+        let high = high.anchor().map_or_else(|| Mark::bound(high.second), Mark::from);
+        self.add(&low, &high, messages, None, end);
+        *self != before
+    }
+
+    /// The phone is being asked for what lies before `anchor`; the `max_tries`th time without an
+    /// answer that leads further exhausts the hole there.
+    pub fn asked(&mut self, anchor: &Anchor, max_tries: u32) -> bool {
+        let Some(stretch) = self.stretches.iter_mut().find(|s| s.low.is_same(anchor)) else {
+            return false;
+        };
+        stretch.tries = stretch.tries.saturating_add(1);
+        stretch.exhausted |= stretch.tries >= max_tries;
+        true
+    }
+
+    /// Exhausted holes may be tried again.
+    pub fn forgive(&mut self) -> bool {
+        let mut changed = false;
+        for s in &mut self.stretches {
+            changed |= s.tries > 0 || s.exhausted || s.lingering > 0;
+            *s = Stretch::new(s.low.clone(), s.high.clone(), s.messages);
+        }
+        changed
+    }
+
+    /// The message with which to ask the phone next, if asking can bring the thread nearer to the
+    /// goal.
+    pub fn next_anchor(&self, goal: Goal) -> Option<Anchor> {
+        match goal {
+            Goal::Depth(messages) => self.missing_depth(messages).map(|(anchor, _)| anchor.clone()),
+            Goal::Since(second) => self.fillable_since(second).next(),
+        }
+    }
+
+    /// How much asking the phone can still bring: holes for [`Goal::Since`], messages for
+    /// [`Goal::Depth`]. Zero exactly when there is no [`next_anchor`](Self::next_anchor).
+    pub fn remaining(&self, goal: Goal) -> u32 {
+        match goal {
+            Goal::Depth(messages) => self.missing_depth(messages).map_or(0, |(_, missing)| missing),
+            // At most MAX_STRETCHES
+            Goal::Since(second) => {
+                u32::try_from(self.fillable_since(second).count()).unwrap_or(u32::MAX)
+            }
+        }
+    }
+
+    /// Whether the goal is proven to be reached, by one stretch without a hole. `false` without a
+    /// [`next_anchor`](Self::next_anchor) means that nothing can be done about it.
+    pub fn is_complete(&self, goal: Goal) -> bool {
+        let whole = self.bottom == Bottom::Reached && self.stretches.len() == 1;
+        let top = self.stretches.last();
+        match goal {
+            Goal::Depth(messages) => whole || top.map_or(0, |top| top.messages) >= messages,
+            Goal::Since(second) => {
+                self.is_live() && (whole || top.is_some_and(|top| top.low.second <= second))
+            }
+        }
+    }
+
+    /// Every hole that is proven or suspected, newest first. What nobody has looked at, below the
+    /// lowest stretch, is none.
+    pub fn holes(&self) -> Vec<Hole> {
+        let mut holes = Vec::new();
+        if !self.is_live() {
+            let after = self.stretches.last().map(|top| top.high.second);
+            holes.push(Hole { after, anchor: None, exhausted: false });
+        }
+        for (i, stretch) in self.stretches.iter().enumerate().rev() {
+            let after = match (i.checked_sub(1), self.bottom) {
+                (Some(below), _) => self.stretches[below].high.second,
+                (None, Bottom::Suspected(after)) => after,
+                (None, Bottom::Reached | Bottom::Unknown) => continue,
+            };
+            let after = Some(after.min(stretch.low.second));
+            let anchor = Some(stretch.low.clone());
+            holes.push(Hole { after, anchor, exhausted: stretch.exhausted });
+        }
+        holes
+    }
+
+    /// Whether all messages of this second are known to be stored.
+    pub fn covers(&self, second: i64) -> bool {
+        let top = self.live_index();
+        self.stretches.iter().enumerate().any(|(i, stretch)| {
+            stretch.low.second < second && (second < stretch.high.second || top == Some(i))
+        })
+    }
+
+    /// The stretches, oldest first.
+    pub fn stretches(&self) -> &[Stretch] {
+        &self.stretches
+    }
+
+    /// Whether the newest stretch reaches to now.
+    pub fn is_live(&self) -> bool {
+        self.tail == Tail::Live
+    }
+
+    /// What is known about the time before the oldest stretch.
+    pub const fn bottom(&self) -> Bottom {
+        self.bottom
+    }
+
+    /// The number of the last gap that was applied.
+    pub const fn applied_gap(&self) -> u64 {
+        self.applied_gap
+    }
+
+    /// The fields of `accounts/{id}/coverage/{threadId}`. `open` says whether any hole is worth
+    /// asking the phone.
+    pub fn to_fields(&self, beat: u64) -> Vec<(FieldPath, FieldOp)> {
+        let (bottom, suspected_after) = match self.bottom {
+            Bottom::Reached => ("reached", None),
+            Bottom::Suspected(after) => ("suspected", Some(after)),
+            Bottom::Unknown => ("unknown", None),
+        };
+        let waiting_past = match self.tail {
+            Tail::Live => None,
+            Tail::Waiting(past) => Some(past),
+        };
+        let stretches = self.stretches.iter().map(stretch_value).collect();
+        vec![
+            (FieldPath::new("appliedGap"), self.applied_gap.into()),
+            (FieldPath::new("beat"), beat.into()),
+            (FieldPath::new("bottom"), bottom.into()),
+            (FieldPath::new("live"), self.is_live().into()),
+            (FieldPath::new("open"), self.holes().iter().any(Hole::is_fillable).into()),
+            (FieldPath::new("stretches"), FieldOp::Set(Value::Array(stretches))),
+            (FieldPath::new("suspectedAfter"), suspected_after.into()),
+            (FieldPath::new("waitingPast"), waiting_past.into()),
+        ]
+    }
+
+    /// Reads what [`to_fields`](Self::to_fields) wrote, and the beat. Content that it cannot have
+    /// written covers nothing.
+    pub fn parse(fields: &Fields) -> (Self, u64) {
+        let beat = count(fields, "beat").unwrap_or(0);
+        (Self::parse_exactly(fields).unwrap_or_default(), beat)
+    }
+
+    fn parse_exactly(fields: &Fields) -> Option<Self> {
+        let stretches = fields.get("stretches")?.as_array()?;
+        if stretches.len() > MAX_STRETCHES {
+            return None;
+        }
+        let stretches = stretches.iter().map(parse_stretch).collect::<Option<_>>()?;
+        let tail = if fields.get("live")?.as_bool()? {
+            Tail::Live
+        } else {
+            Tail::Waiting(fields.get("waitingPast")?.as_int()?)
+        };
+        let bottom = match fields.get("bottom")?.as_str()? {
+            "reached" => Bottom::Reached,
+            "suspected" => Bottom::Suspected(fields.get("suspectedAfter")?.as_int()?),
+            "unknown" => Bottom::Unknown,
+            _ => return None,
+        };
+        let applied_gap = count(fields, "appliedGap")?;
+        let coverage = Self { stretches, tail, bottom, applied_gap };
+        coverage.is_sound().then_some(coverage)
+    }
+
+    /// Whether the order of the stretches is what the transitions keep.
+    fn is_sound(&self) -> bool {
+        let ends = self.stretches.iter().all(|s| s.low.second <= s.high.second);
+        let live = self.live_index();
+        let order = self.stretches.windows(2).enumerate().all(|(i, pair)| {
+            let [below, above] = pair else { return true };
+            !overlap(below, above, live == Some(i + 1))
+                && below.low.second < above.low.second
+                && (live == Some(i + 1) || below.high.second < above.high.second)
+        });
+        ends && order
+            && (!self.is_live() || !self.stretches.is_empty())
+            && (self.bottom != Bottom::Reached || !self.stretches.is_empty())
+            && self.settled_bottom() == self.bottom
+    }
+
+    fn live_index(&self) -> Option<usize> {
+        if self.is_live() { self.stretches.len().checked_sub(1) } else { None }
+    }
+
+    /// Joins a block, complete within itself, to whatever it meets.
+    fn add(
+        &mut self,
+        low: &Anchor,
+        high: &Mark,
+        messages: u32,
+        page_of: Option<&Anchor>,
+        end: PageEnd,
+    ) {
+        let live = self.live_index();
+        let top = high.anchor();
+        // Where the phone has nothing older, all that is younger than the block's end is in it.
+        let slack = i64::from(end != PageEnd::EndOfHistory);
+        let meets = |i: usize, s: &Stretch| {
+            let is_live = live == Some(i);
+            let is_inside = low.second <= s.low.second && s.high.second <= high.second && !is_live;
+            let overlaps = (is_live || low.second.saturating_add(slack) < s.high.second)
+                && s.low.second.saturating_add(1) < high.second;
+            is_inside || overlaps || s.has_end(low) || top.as_ref().is_some_and(|t| s.has_end(t))
+        };
+        let met = |i: &usize| meets(*i, &self.stretches[*i]);
+        let first = (0..self.stretches.len()).find(met);
+        let last = (0..self.stretches.len()).rfind(met);
+        let lowest_before = self.stretches.first().map(|s| s.low.clone());
+
+        // Messages that a neighbour may have counted already are not counted.
+        let is_apart = self.stretches.iter().enumerate().all(|(i, s)| {
+            first.is_some_and(|first| first <= i) && last.is_some_and(|last| i <= last)
+                || s.high.second < low.second && live != Some(i)
+                || s.low.second > high.second
+        });
+        let fresh = if is_apart { messages } else { 0 };
+
+        let (Some(first), Some(last)) = (first, last) else {
+            let is_known = self.stretches.iter().enumerate().any(|(i, s)| {
+                s.low.second <= low.second && (high.second <= s.high.second || live == Some(i))
+            });
+            if !is_known {
+                self.stretches.insert(0, Stretch::new(low.clone(), high.clone(), fresh));
+                self.finish(low, lowest_before.as_ref(), end);
+            }
+            return;
+        };
+
+        let joined = &self.stretches[first..=last];
+        let lowest = &joined[0];
+        let is_tie = low.second == lowest.low.second && !low.is_same(&lowest.low);
+        let all = joined.iter().fold(0_u32, |sum, s| sum.saturating_add(s.messages));
+        let mut union = match page_of.and_then(|a| joined.iter().find(|s| s.low.is_same(a))) {
+            // A page lies outside the stretch from whose lower end it was asked.
+            Some(asking) => {
+                let others = if is_tie { 0 } else { all - asking.messages.min(all) };
+                let messages = asking.messages.saturating_add(fresh.max(others));
+                if low.second < lowest.low.second {
+                    Stretch::new(low.clone(), high.clone(), messages)
+                } else if is_tie {
+                    let lingers = low.second == asking.low.second;
+                    let lingering = if lingers { asking.lingering.saturating_add(1) } else { 0 };
+                    Stretch {
+                        lingering,
+                        exhausted: lingering >= MAX_LINGERING,
+                        ..Stretch::new(low.clone(), high.clone(), messages)
+                    }
+                } else {
+                    Stretch { messages, ..lowest.clone() }
+                }
+            }
+            None if low.second < lowest.low.second => {
+                Stretch::new(low.clone(), high.clone(), fresh.max(all))
+            }
+            // Which of the two is older is unknown, so the next page may bring either's again.
+            None if is_tie => Stretch { messages: all, ..lowest.clone() },
+            None => Stretch { messages: fresh.max(all), ..lowest.clone() },
+        };
+        union.high = match joined.last() {
+            Some(s) if s.high.second >= high.second => s.high.clone(),
+            _ => high.clone(),
+        };
+        self.stretches.splice(first..=last, [union]);
+        self.finish(low, lowest_before.as_ref(), end);
+    }
+
+    /// After a block with this lower end was added: what follows for the bottom.
+    fn finish(&mut self, low: &Anchor, lowest_before: Option<&Anchor>, end: PageEnd) {
+        self.settle_order();
+        if self.stretches.first().map(|s| &s.low) != lowest_before && self.bottom == Bottom::Reached
+        {
+            // There was something older after all.
+            self.bottom = Bottom::Unknown;
+        }
+        if end == PageEnd::EndOfHistory
+            && let Some(low) = self.stretches.iter().map(|s| &s.low).find(|l| l.is_same(low))
+        {
+            let low = low.clone();
+            self.end_at(&low);
+        }
+        self.settle();
+    }
+
+    /// The phone has nothing before the stretch that starts at `low`.
+    fn end_at(&mut self, low: &Anchor) {
+        match self.stretches.iter().position(|s| s.low.is_same(low)) {
+            None => {}
+            Some(0) => self.bottom = Bottom::Reached,
+            // What lies between is known to be out of reach.
+            Some(i) => self.stretches[i].exhausted = true,
+        }
+    }
+
+    fn settle(&mut self) {
+        self.settle_order();
+        while self.stretches.len() > MAX_STRETCHES {
+            let forgotten = self.stretches.remove(0);
+            self.bottom = Bottom::Suspected(forgotten.high.second);
+        }
+        self.bottom = self.settled_bottom();
+    }
+
+    /// Restores the order of the stretches; what lies within another or overlaps it becomes one.
+    fn settle_order(&mut self) {
+        let live = if self.is_live() { self.stretches.pop() } else { None };
+        let mut unsettled = std::mem::take(&mut self.stretches);
+        unsettled.sort_by_key(|s| (s.low.second, s.high.second));
+        let is_live = live.is_some();
+        let count = unsettled.len() + usize::from(is_live);
+        for (i, stretch) in unsettled.into_iter().chain(live).enumerate() {
+            let is_live = is_live && i + 1 == count;
+            let mut joined = stretch;
+            while let Some(below) = self.stretches.pop() {
+                let is_inside = joined.low.second <= below.low.second
+                    || joined.high.second <= below.high.second && !is_live;
+                if is_inside || overlap(&below, &joined, is_live) {
+                    joined = below.join(joined);
+                } else {
+                    self.stretches.push(below);
+                    break;
+                }
+            }
+            self.stretches.push(joined);
+        }
+    }
+
+    /// A suspicion that the lowest stretch has outgrown is none any more.
+    fn settled_bottom(&self) -> Bottom {
+        match (self.bottom, self.stretches.first()) {
+            (Bottom::Suspected(after), Some(lowest))
+                if lowest.low.second.saturating_add(1) < after =>
+            {
+                Bottom::Unknown
+            }
+            (bottom, _) => bottom,
+        }
+    }
+
+    fn fillable_since(&self, second: i64) -> impl Iterator<Item = Anchor> {
+        let holes = self.holes().into_iter().filter(Hole::is_fillable);
+        holes.filter_map(|hole| hole.anchor).filter(move |anchor| anchor.second > second)
+    }
+
+    /// Where to ask on, and how many messages are missing. Goes on below holes that nobody can
+    /// fill.
+    fn missing_depth(&self, messages: u32) -> Option<(&Anchor, u32)> {
+        let mut missing = messages;
+        for (i, stretch) in self.stretches.iter().enumerate().rev() {
+            missing = missing.saturating_sub(stretch.messages);
+            if missing == 0 {
+                return None;
+            }
+            if !stretch.exhausted && (i > 0 || self.bottom != Bottom::Reached) {
+                return Some((&stretch.low, missing));
+            }
+        }
+        None
+    }
+}
+
+/// Whether two neighbours overlap by more than a second, so that nothing can be missing between.
+fn overlap(below: &Stretch, above: &Stretch, above_is_live: bool) -> bool {
+    above.low.second.saturating_add(1) < below.high.second
+        && (above_is_live || below.low.second.saturating_add(1) < above.high.second)
+}
+
+fn fits(text: &str) -> bool {
+    (1..=MAX_TEXT).contains(&text.len())
+}
+
+/// Documents hold signed integers; nobody gets to see so many gaps.
+fn storable(seq: u64) -> u64 {
+    seq.min(i64::MAX.unsigned_abs())
+}
+
+fn stretch_value(s: &Stretch) -> Value {
+    Value::map([
+        ("exhausted", s.exhausted.into()),
+        ("high", mark_value(&s.high)),
+        ("lingering", s.lingering.into()),
+        ("low", mark_value(&s.low.clone().into())),
+        ("messages", s.messages.into()),
+        ("tries", s.tries.into()),
+    ])
+}
+
+fn parse_stretch(value: &Value) -> Option<Stretch> {
+    let fields = value.as_map()?;
+    Some(Stretch {
+        low: parse_mark(fields.get("low")?)?.anchor()?,
+        high: parse_mark(fields.get("high")?)?,
+        messages: count(fields, "messages")?.try_into().ok()?,
+        tries: count(fields, "tries")?.try_into().ok()?,
+        exhausted: fields.get("exhausted")?.as_bool()?,
+        lingering: count(fields, "lingering")?.try_into().ok()?,
+    })
+}
+
+fn mark_value(mark: &Mark) -> Value {
+    let mut fields = Fields::from([("second".into(), mark.second.into())]);
+    if let Some(id) = &mark.id {
+        fields.insert("id".into(), id.clone().into());
+        fields.insert("fromMe".into(), mark.from_me.into());
+    }
+    if let Some(participant) = &mark.participant {
+        fields.insert("participant".into(), participant.clone().into());
+    }
+    Value::Map(fields)
+}
+
+fn parse_mark(value: &Value) -> Option<Mark> {
+    let fields = value.as_map()?;
+    let second = fields.get("second")?.as_int()?;
+    let Some(id) = fields.get("id") else { return Some(Mark::bound(second)) };
+    let participant = match fields.get("participant") {
+        None | Some(Value::Null) => None,
+        Some(participant) => Some(participant.as_str()?.into()),
+    };
+    let mark = Mark {
+        second,
+        id: Some(id.as_str()?.into()),
+        from_me: fields.get("fromMe")?.as_bool()?,
+        participant,
+    };
+    mark.anchor().map(Mark::from)
+}
+
+fn count(fields: &Fields, name: &str) -> Option<u64> {
+    u64::try_from(fields.get(name)?.as_int()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(second: i64, id: &str) -> Mark {
+        Mark { second, id: Some(id.into()), from_me: false, participant: None }
+    }
+
+    fn anchor(second: i64, id: &str) -> Anchor {
+        message(second, id).anchor().unwrap()
+    }
+
+    fn gap(seq: u64, from: i64, to: i64) -> Gap {
+        Gap { seq, from, to }
+    }
+
+    /// Live from 100 to 200, then a gap up to 300, live again from 400.
+    fn with_a_hole() -> Coverage {
+        let mut c = Coverage::starting_at(&message(100, "a"), 0);
+        assert!(c.suspect(gap(1, 200, 300), Some(&message(400, "d"))));
+        c
+    }
+
+    fn ends(c: &Coverage) -> Vec<(i64, i64)> {
+        c.stretches().iter().map(|s| (s.low.second, s.high.second)).collect()
+    }
+
+    fn stored(c: &Coverage) -> Fields {
+        c.to_fields(7)
+            .into_iter()
+            .map(|(path, op)| match op {
+                FieldOp::Set(value) => (SmolStr::from(path.as_str()), value),
+                FieldOp::Remove | FieldOp::ServerTime => panic!("only values are written"),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_live_stretch_reaches_to_now_and_nothing_is_written() {
+        let mut c = Coverage::starting_at(&message(100, "a"), 3);
+        assert!(c.is_live() && c.covers(101) && c.covers(i64::MAX) && !c.covers(100));
+        assert!(!c.newer(&message(200, "b")));
+        assert_eq!((c.applied_gap(), c.holes()), (3, Vec::new()));
+        assert!(c.is_complete(Goal::Since(100)) && !c.is_complete(Goal::Since(99)));
+    }
+
+    #[test]
+    fn a_gap_leaves_a_hole_that_is_filled_from_the_message_after_it() {
+        let c = with_a_hole();
+        assert_eq!(ends(&c), [(100, 200), (400, 400)]);
+        assert!(c.covers(150) && !c.covers(200) && !c.covers(300) && c.covers(401));
+        let hole = Hole { after: Some(200), anchor: Some(anchor(400, "d")), exhausted: false };
+        assert_eq!(c.holes(), [hole]);
+        assert_eq!(c.next_anchor(Goal::Since(399)), Some(anchor(400, "d")));
+        assert_eq!(c.next_anchor(Goal::Since(400)), None);
+        assert!(!c.is_complete(Goal::Since(150)) && c.is_complete(Goal::Since(400)));
+    }
+
+    #[test]
+    fn a_gap_is_applied_once() {
+        let mut c = with_a_hole();
+        let before = c.clone();
+        assert!(!c.suspect(gap(1, 450, 500), None));
+        assert_eq!(c, before);
+    }
+
+    #[test]
+    fn a_gap_below_a_live_stretch_leaves_it_alone() {
+        let mut c = Coverage::starting_at(&message(100, "a"), 0);
+        c.suspect(gap(1, 20, 99), Some(&message(500, "x")));
+        assert!(c.is_live() && c.covers(101));
+        // but what lies below it may be missing
+        assert_eq!(c.bottom(), Bottom::Suspected(20));
+        assert_eq!(c.next_anchor(Goal::Since(50)), Some(anchor(100, "a")));
+    }
+
+    #[test]
+    fn an_earlier_gap_recorded_later_still_takes_its_time_away() {
+        let mut c = Coverage::starting_at(&message(50, "a"), 0);
+        c.suspect(gap(1, 149, 151), Some(&message(200, "b")));
+        c.suspect(gap(2, 100, 300), Some(&message(200, "b")));
+        assert_eq!(ends(&c), [(50, 100), (200, 200)]);
+        assert!(!c.is_live() && !c.covers(120) && !c.covers(201));
+    }
+
+    #[test]
+    fn a_tail_hole_has_no_anchor_and_waits_for_the_next_message() {
+        let mut c = Coverage::starting_at(&message(100, "a"), 0);
+        c.suspect(gap(1, 200, 300), Some(&message(150, "b")));
+        let tail = Hole { after: Some(200), anchor: None, exhausted: false };
+        assert_eq!(c.holes(), [tail]);
+        assert_eq!((c.next_anchor(Goal::Since(0)), c.remaining(Goal::Since(0))), (None, 0));
+        assert!(!c.is_complete(Goal::Since(150)));
+        assert!(c.newer(&message(301, "c")));
+        assert!(c.is_live());
+        assert_eq!(c.next_anchor(Goal::Since(0)), Some(anchor(301, "c")));
+    }
+
+    #[test]
+    fn a_message_from_inside_the_gap_is_an_anchor_but_opens_nothing() {
+        let mut c = Coverage::starting_at(&message(100, "a"), 0);
+        c.suspect(gap(1, 200, 300), Some(&message(250, "b")));
+        assert!(!c.is_live() && !c.covers(260));
+        assert_eq!(c.next_anchor(Goal::Since(0)), Some(anchor(250, "b")));
+        // a later one takes its place
+        c.newer(&message(260, "c"));
+        assert_eq!(ends(&c), [(100, 200), (260, 260)]);
+        c.newer(&message(310, "d"));
+        assert!(c.is_live());
+        assert_eq!(ends(&c), [(100, 200), (260, 260), (310, 310)]);
+    }
+
+    #[test]
+    fn a_page_that_contains_the_known_message_closes_the_hole() {
+        let mut c = Coverage::starting_at(&message(100, "a"), 0);
+        c.suspect(gap(1, 200, 300), Some(&message(200, "b")));
+        c.newer(&message(400, "d"));
+        assert!(c.page(&anchor(400, "d"), Some(&message(200, "b")), 3, PageEnd::MoreRemains));
+        assert_eq!(c.holes(), []);
+        assert_eq!((c.stretches()[0].low.second, c.stretches()[0].messages), (100, 4));
+    }
+
+    #[test]
+    fn a_page_closes_the_hole_when_it_passes_it_by_more_than_a_second() {
+        for (second, closed) in [(198, true), (199, false), (200, false)] {
+            let mut c = with_a_hole();
+            c.page(&anchor(400, "d"), Some(&message(second, "x")), 9, PageEnd::MoreRemains);
+            assert_eq!(c.holes().is_empty(), closed, "{second}");
+        }
+    }
+
+    #[test]
+    fn a_page_that_ends_above_the_hole_moves_the_anchor_down() {
+        let mut c = with_a_hole();
+        c.asked(&anchor(400, "d"), 2);
+        c.page(&anchor(400, "d"), Some(&message(350, "c")), 9, PageEnd::Unstated);
+        assert_eq!(ends(&c), [(100, 200), (350, 400)]);
+        assert_eq!((c.stretches()[1].tries, c.stretches()[1].messages), (0, 10));
+        assert_eq!(c.next_anchor(Goal::Since(0)), Some(anchor(350, "c")));
+    }
+
+    #[test]
+    fn an_empty_page_reaches_the_bottom() {
+        for end in [PageEnd::Unstated, PageEnd::EndOfHistory] {
+            let mut c = Coverage::starting_at(&message(100, "a"), 0);
+            assert!(c.page(&anchor(100, "a"), None, 0, end));
+            assert_eq!(c.bottom(), Bottom::Reached);
+            assert!(c.is_complete(Goal::Depth(50)) && c.is_complete(Goal::Since(0)));
+            assert_eq!(c.next_anchor(Goal::Depth(50)), None);
+        }
+        let mut c = Coverage::starting_at(&message(100, "a"), 0);
+        assert!(!c.page(&anchor(100, "a"), None, 0, PageEnd::MoreRemains));
+        assert_eq!(c.bottom(), Bottom::Unknown);
+    }
+
+    #[test]
+    fn a_hole_below_which_the_phone_has_nothing_cannot_be_filled() {
+        let mut c = with_a_hole();
+        c.page(&anchor(400, "d"), Some(&message(350, "c")), 1, PageEnd::EndOfHistory);
+        assert_eq!(c.bottom(), Bottom::Unknown);
+        assert!(c.holes()[0].exhausted);
+        assert_eq!(c.next_anchor(Goal::Since(0)), None);
+        assert!(!c.is_complete(Goal::Since(0)));
+        let mut c = with_a_hole();
+        c.page(&anchor(400, "d"), None, 0, PageEnd::Unstated);
+        assert!(c.holes()[0].exhausted);
+    }
+
+    #[test]
+    fn the_end_of_history_settles_what_a_tie_leaves_open() {
+        // 199 does not pass 200 by more than a second, but nothing older exists.
+        let mut c = with_a_hole();
+        c.page(&anchor(400, "d"), Some(&message(199, "x")), 2, PageEnd::EndOfHistory);
+        assert_eq!(c.holes(), []);
+    }
+
+    #[test]
+    fn something_older_than_the_bottom_means_it_was_not_the_bottom() {
+        let mut c = Coverage::starting_at(&message(100, "a"), 0);
+        c.page(&anchor(100, "a"), None, 0, PageEnd::EndOfHistory);
+        c.chunk(&message(10, "x"), &message(20, "y"), 5, PageEnd::Unstated);
+        assert_eq!(c.bottom(), Bottom::Unknown);
+        assert_eq!(c.next_anchor(Goal::Since(50)), Some(anchor(100, "a")));
+    }
+
+    #[test]
+    fn two_tries_exhaust_an_anchor_until_forgiven() {
+        let mut c = with_a_hole();
+        let d = anchor(400, "d");
+        assert!(c.asked(&d, 2) && c.next_anchor(Goal::Since(0)).is_some());
+        assert!(c.asked(&d, 2) && c.next_anchor(Goal::Since(0)).is_none());
+        assert_eq!(stored(&c)["open"], Value::Bool(false));
+        assert!(c.forgive() && !c.forgive());
+        assert_eq!(c.next_anchor(Goal::Since(0)), Some(d));
+        assert_eq!(stored(&c)["open"], Value::Bool(true));
+        assert!(!c.asked(&anchor(1, "unknown"), 2));
+    }
+
+    #[test]
+    fn a_late_answer_revives_an_exhausted_hole() {
+        let mut c = with_a_hole();
+        let d = anchor(400, "d");
+        c.asked(&d, 1);
+        c.page(&d, Some(&message(350, "c")), 9, PageEnd::MoreRemains);
+        assert_eq!(c.next_anchor(Goal::Since(0)), Some(anchor(350, "c")));
+    }
+
+    #[test]
+    fn a_phone_that_answers_in_circles_is_not_asked_for_ever() {
+        let mut c = Coverage::starting_at(&message(100, "a"), 0);
+        let mut asked = 0;
+        while let Some(at) = c.next_anchor(Goal::Depth(u32::MAX)) {
+            asked += 1;
+            c.asked(&at, 2);
+            let other = if at.id == "a" { "b" } else { "a" };
+            c.page(&at, Some(&message(100, other)), 1, PageEnd::MoreRemains);
+        }
+        assert_eq!(asked, MAX_LINGERING);
+    }
+
+    #[test]
+    fn a_full_second_takes_several_pages() {
+        let mut c = Coverage::starting_at(&message(100, "a"), 0);
+        for (at, oldest) in [("a", "z"), ("z", "m"), ("m", "q")] {
+            c.asked(&anchor(100, at), 2);
+            c.page(&anchor(100, at), Some(&message(100, oldest)), 5, PageEnd::MoreRemains);
+        }
+        assert_eq!(c.next_anchor(Goal::Depth(20)), Some(anchor(100, "q")));
+        assert_eq!(c.remaining(Goal::Depth(20)), 4);
+    }
+
+    #[test]
+    fn a_second_that_two_stretches_share_is_not_bridged_by_part_of_it() {
+        let mut c = Coverage::default();
+        c.chunk(&message(50, "a"), &message(100, "b"), 5, PageEnd::Unstated);
+        c.newer(&message(100, "f"));
+        assert_eq!(ends(&c), [(50, 100), (100, 100)]);
+        c.page(&anchor(100, "f"), Some(&message(100, "d")), 2, PageEnd::MoreRemains);
+        assert!(!c.covers(100));
+        assert_eq!(c.next_anchor(Goal::Since(0)), Some(anchor(100, "d")));
+        c.page(&anchor(100, "d"), Some(&message(100, "b")), 2, PageEnd::MoreRemains);
+        assert!(c.covers(100));
+        assert_eq!(c.holes(), []);
+    }
+
+    #[test]
+    fn depth_fills_holes_then_goes_down_and_passes_what_cannot_be_filled() {
+        let mut c = Coverage::default();
+        c.chunk(&message(50, "a"), &message(200, "b"), 30, PageEnd::MoreRemains);
+        c.newer(&message(400, "d"));
+        assert_eq!(c.remaining(Goal::Depth(100)), 99);
+        let d = c.next_anchor(Goal::Depth(100)).unwrap();
+        assert_eq!(d, anchor(400, "d"));
+        c.asked(&d, 1);
+        assert_eq!(c.next_anchor(Goal::Depth(100)), Some(anchor(50, "a")));
+        assert_eq!(c.remaining(Goal::Depth(100)), 69);
+        c.forgive();
+        c.page(&d, Some(&message(150, "c")), 50, PageEnd::MoreRemains);
+        assert_eq!(c.next_anchor(Goal::Depth(100)), Some(anchor(50, "a")));
+        assert!(!c.is_complete(Goal::Depth(52)) && c.is_complete(Goal::Depth(51)));
+    }
+
+    #[test]
+    fn chunks_join_what_they_overlap_and_stand_alone_otherwise() {
+        let mut c = Coverage::starting_at(&message(500, "z"), 0);
+        c.chunk(&message(10, "a"), &message(20, "b"), 3, PageEnd::Unstated);
+        c.chunk(&message(30, "c"), &message(40, "d"), 4, PageEnd::Unstated);
+        assert_eq!(ends(&c), [(10, 20), (30, 40), (500, 500)]);
+        c.chunk(&message(15, "e"), &message(35, "f"), 9, PageEnd::Unstated);
+        assert_eq!(ends(&c), [(10, 40), (500, 500)]);
+        assert_eq!(c.stretches()[0].messages, 9);
+        c.chunk(&message(5, "g"), &message(600, "h"), 99, PageEnd::EndOfHistory);
+        assert_eq!(ends(&c), [(5, 600)]);
+        assert!(c.is_live() && c.bottom() == Bottom::Reached);
+        // repeated history changes nothing
+        assert!(!c.chunk(&message(30, "c"), &message(40, "d"), 4, PageEnd::Unstated));
+        assert!(!c.chunk(&message(5, "g"), &message(600, "h"), 99, PageEnd::EndOfHistory));
+    }
+
+    #[test]
+    fn a_page_for_an_unknown_anchor_is_kept() {
+        let mut c = Coverage::starting_at(&message(500, "z"), 0);
+        let late = anchor(300, "m");
+        assert!(c.page(&late, Some(&message(200, "k")), 7, PageEnd::MoreRemains));
+        assert_eq!(ends(&c), [(200, 300), (500, 500)]);
+        assert!(!c.page(&late, Some(&message(200, "k")), 7, PageEnd::MoreRemains));
+        assert!(!c.page(&anchor(400, "n"), None, 0, PageEnd::EndOfHistory));
+    }
+
+    #[test]
+    fn a_gap_after_a_chunk_takes_back_what_the_chunk_said_about_it() {
+        let mut c = Coverage::starting_at(&message(100, "a"), 0);
+        c.chunk(&message(50, "x"), &message(400, "y"), 40, PageEnd::Unstated);
+        c.suspect(gap(1, 200, 300), None);
+        assert_eq!(ends(&c), [(50, 200)]);
+        assert!(!c.covers(250) && !c.is_live());
+        // all 40 may lie above the cut
+        assert_eq!(c.stretches()[0].messages, 1);
+    }
+
+    #[test]
+    fn a_stretch_that_reaches_past_the_gap_becomes_live_with_the_next_message() {
+        let mut c = Coverage::default();
+        c.suspect(gap(1, 0, 300), None);
+        c.chunk(&message(50, "x"), &message(400, "y"), 40, PageEnd::Unstated);
+        assert!(!c.is_live());
+        c.newer(&message(390, "w"));
+        assert!(c.is_live());
+        assert_eq!(ends(&c), [(50, 400)]);
+    }
+
+    #[test]
+    fn equal_ids_of_different_group_members_do_not_meet() {
+        let from =
+            |second, who: &str| Mark { participant: Some(who.into()), ..message(second, "same") };
+        let mut c = Coverage::starting_at(&from(100, "1@lid"), 0);
+        c.suspect(gap(1, 150, 300), None);
+        c.newer(&message(400, "d"));
+        let mut forged = c.clone();
+        forged.page(&anchor(400, "d"), Some(&from(350, "2@lid")), 9, PageEnd::MoreRemains);
+        assert_eq!(forged.holes().len(), 1);
+        c.page(&anchor(400, "d"), Some(&from(100, "1@s.whatsapp.net")), 9, PageEnd::MoreRemains);
+        assert_eq!(c.holes(), []);
+    }
+
+    #[test]
+    fn the_oldest_stretches_are_forgotten_first() {
+        let mut c = Coverage::default();
+        for i in 1..=100 {
+            let (low, high) = (message(i * 10, &format!("l{i}")), message(i * 10 + 5, "h"));
+            c.chunk(&low, &Mark::bound(high.second), 2, PageEnd::EndOfHistory);
+        }
+        assert_eq!(c.stretches().len(), MAX_STRETCHES);
+        assert_eq!(c.stretches()[0].low.second, 370);
+        assert_eq!(c.bottom(), Bottom::Suspected(365));
+        assert_eq!(Coverage::parse(&stored(&c)).0, c);
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let mut waiting = with_a_hole();
+        waiting.asked(&anchor(400, "d"), 2);
+        waiting.suspect(gap(2, 500, 600), None);
+        let mut reached = Coverage::starting_at(&message(9, "a"), 4);
+        reached.page(&anchor(9, "a"), None, 0, PageEnd::EndOfHistory);
+        for c in [Coverage::default(), with_a_hole(), waiting, reached] {
+            assert_eq!(Coverage::parse(&stored(&c)), (c, 7));
+        }
+    }
+
+    #[test]
+    fn damaged_documents_cover_nothing() {
+        let good = stored(&with_a_hole());
+        for name in good
+            .keys()
+            .filter(|n| !["beat", "open", "suspectedAfter", "waitingPast"].contains(&n.as_str()))
+        {
+            for damage in [None, Some(Value::Null), Some(Value::Int(-1)), Some("x".into())] {
+                let mut fields = good.clone();
+                match damage {
+                    None => fields.remove(name),
+                    Some(value) => fields.insert(name.clone(), value),
+                };
+                assert_eq!(Coverage::parse(&fields), (Coverage::default(), 7), "{name}");
+            }
+        }
+        let mut swapped = good.clone();
+        let mut stretches = good["stretches"].as_array().unwrap().to_vec();
+        stretches.reverse();
+        swapped.insert("stretches".into(), Value::Array(stretches));
+        assert_eq!(Coverage::parse(&swapped).0, Coverage::default());
+        assert_eq!(Coverage::parse(&Fields::new()), (Coverage::default(), 0));
+    }
+
+    #[test]
+    fn senders_are_not_shown() {
+        let mark =
+            Mark { participant: Some("40712345678@s.whatsapp.net".into()), ..message(1, "a") };
+        let shown = format!("{mark:?} {:?} {:?}", mark.anchor(), Coverage::starting_at(&mark, 0));
+        assert!(!shown.contains("712345678"), "{shown}");
+    }
+}
