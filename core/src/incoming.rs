@@ -102,7 +102,7 @@ pub struct Content {
     /// Text or caption; empty if there is none
     pub body: SmolStr,
     /// Where the picture, sound or file is
-    pub media: Option<Media>,
+    pub media: Option<Box<Media>>,
     /// The sender's name, where given
     pub sender_name: Option<SmolStr>,
     /// How far it got, where history says so
@@ -446,7 +446,8 @@ mod tests {
             participant: Some(secret.clone()),
         };
         let by = Author::Person(secret.clone());
-        let media = Some(Media { caption: Some(secret.clone()), ..Media::default() });
+        let media = Media { caption: Some(secret.clone()), ..Media::default() };
+        let media = Some(Box::new(media));
         let events = [
             MessageEvent::Content(Content {
                 body: secret.clone(),

@@ -1240,7 +1240,7 @@ mod tests {
         picture.event = MessageEvent::Content(Content {
             kind: MessageKind::Image,
             body: "worse".into(),
-            media: Some(Media { mimetype: Some("image/png".into()), ..Media::default() }),
+            media: Some(Box::new(Media { mimetype: Some("image/png".into()), ..Media::default() })),
             ..Content::default()
         });
         store.ingest(vec![picture]);
@@ -1473,7 +1473,7 @@ mod tests {
         picture.event = MessageEvent::Content(Content {
             kind: MessageKind::Image,
             body: "hello".into(),
-            media: Some(Media::default()),
+            media: Some(Box::default()),
             ..Content::default()
         });
         store.ingest(vec![picture, text("M2", 200, "more")]);
@@ -1534,8 +1534,7 @@ mod tests {
 
     #[test]
     fn a_document_that_the_store_refuses_does_not_hold_up_the_others() {
-        let mut store = Store::default();
-        store.refuse = Some("bad");
+        let mut store = Store { refuse: Some("bad"), ..Store::default() };
         let facts = store.ingest(vec![text("good", 100, "a"), text("bad", 200, "b")]);
         let reason = Rejection::Store;
         assert_eq!(facts.rejected, [Rejected { record: 1, reason }]);
