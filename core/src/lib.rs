@@ -4,8 +4,35 @@
 //! effects are values. The same inputs give the same outputs, byte for byte, so that production
 //! and the simulator drive the same code.
 
+mod account;
+pub mod alias;
+pub mod bug;
+mod chain;
+mod changes;
+mod contact;
 pub mod coverage;
 pub mod doc;
+mod eligibility;
+mod host;
 pub mod id;
+pub mod incoming;
+pub mod ingest;
+pub mod instance;
+pub mod io;
+pub mod jid;
+mod ledger;
+mod link;
+mod lock;
+mod message;
+mod outbox;
+mod ownership;
+mod phone;
 pub mod policy;
+mod roster;
+mod run;
+mod session;
+mod spool;
+mod tenure;
+mod thread;
 pub mod time;
+mod timers;
