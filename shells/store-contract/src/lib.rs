@@ -4,6 +4,7 @@
 //! cases of its own, to [`run`]. [`Emulator`] is the one way to a Firestore emulator for every
 //! test and bench of the workspace.
 
+#[expect(clippy::unwrap_used, reason = "a case fails by panicking")]
 mod cases;
 mod emulator;
 mod runner;
