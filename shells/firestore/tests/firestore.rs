@@ -1,0 +1,47 @@
+//! The contract, and what is Firestore's own, against the real emulator.
+
+use std::process::ExitCode;
+
+use store_contract::{Case, Emulator, EmulatorError, Fixture, cases, run};
+use store_firestore::{Credentials, FirestoreStore, Options};
+
+fn main() -> ExitCode {
+    let emulator = Emulator::start();
+    let host = emulator.as_ref().map_or("127.0.0.1:1", Emulator::host).to_owned();
+    let database = Database { host };
+    let cases = cases(&database);
+    let code = match &emulator {
+        Ok(_) => run(cases),
+        Err(EmulatorError::Missing) if !Emulator::required() => run(cases
+            .into_iter()
+            .map(|case| case.missing(EmulatorError::Missing.to_string()))
+            .collect()),
+        Err(e) => {
+            println!("{e}");
+            ExitCode::FAILURE
+        }
+    };
+    drop(emulator);
+    code
+}
+
+/// A project per space: the emulator keeps them apart.
+#[derive(Clone)]
+struct Database {
+    host: String,
+}
+
+impl Fixture for Database {
+    type Store = FirestoreStore;
+
+    async fn open(&self, space: &str) -> FirestoreStore {
+        let options = Options {
+            project: space.chars().take(60).collect(),
+            credentials: Credentials::Emulator(self.host.clone()),
+        };
+        FirestoreStore::connect(&options).await.expect("the emulator answers")
+    }
+}
+
+#[expect(dead_code)]
+fn unused(_: Case) {}
