@@ -45,8 +45,9 @@ impl Record {
             until: doc.time(names.until.as_str()),
             acquired: doc.time(names.acquired.as_str()),
         };
-        let result = LAST_AUTO_BACKFILL_STATUS.as_str();
-        let within = |name: &str| doc.fields.get(result).and_then(|v| v.as_map()?.get(name));
+        let within = |name: &str| {
+            doc.fields.get("lastAutoBackfillStatus").and_then(|v| v.as_map()?.get(name))
+        };
         Self {
             status: doc.str(STATUS.as_str()).unwrap_or_default().into(),
             last_auto_at: doc.time(LAST_AUTO_BACKFILL_AT.as_str()),

@@ -5,7 +5,10 @@
 
 /// One rule that is broken on purpose.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(not(feature = "bugs"), allow(dead_code, reason = "named at the sites, never switched on"))]
+#[cfg_attr(
+    not(feature = "bugs"),
+    allow(dead_code, reason = "named at the sites, never switched on")
+)]
 pub enum Bug {
     /// Owners and locks are taken without renewing the own session in the same commit
     AcquireNotTiedToSession,

@@ -122,11 +122,6 @@ impl Chain {
         self.confirmed
     }
 
-    /// The version of the fence.
-    pub(crate) fn fence(&self) -> Option<Version> {
-        self.fence.as_ref().map(|(_, version)| *version)
-    }
-
     /// Sends a commit: the head's fields and other writes, which must name distinct documents.
     pub(crate) fn commit(
         &mut self,
@@ -167,7 +162,9 @@ impl Chain {
                 self.advance(versions.first().copied().flatten(), sent);
                 Progress::Refused(flight.docs)
             }
-            (Stage::Committing, Answer::Rejected(_)) if !flight.unsettled => Progress::Refused(None),
+            (Stage::Committing, Answer::Rejected(_)) if !flight.unsettled => {
+                Progress::Refused(None)
+            }
             (Stage::Committing, Answer::Unknown) if host.bug(Bug::UnknownAsFailure) => {
                 Progress::Refused(None)
             }
@@ -236,7 +233,8 @@ impl Chain {
         {
             self.advance(Some(doc.version), flight.sent);
             self.beat = doc.count("beat").unwrap_or(self.beat);
-            let versions = snapshot.docs.iter().map(|doc| doc.as_ref().map(|d| d.version)).collect();
+            let versions =
+                snapshot.docs.iter().map(|doc| doc.as_ref().map(|d| d.version)).collect();
             return Progress::Applied { sent: flight.sent, commit_time: doc.update_time, versions };
         }
         let settled = flight.settling.iter().find(|(attempt, _)| applied == Some(*attempt));
@@ -277,11 +275,7 @@ impl Chain {
         fields.push((BOOT, Value::String(boot_text(host)).into()));
         let precondition = self.version.map_or(Precondition::Absent, Precondition::Version);
         let unguarded = self.fence.is_some() && host.bug(Bug::StatusWithoutCompareAndSet);
-        let precondition = if unguarded || self.loose {
-            Precondition::Any
-        } else {
-            precondition
-        };
+        let precondition = if unguarded || self.loose { Precondition::Any } else { precondition };
         let mut writes = Vec::with_capacity(2 + companions.len());
         writes.push(Write::merge(self.head.clone(), precondition, fields));
         if let (Some((path, version)), true) = (&self.fence, self.fenced(host)) {

@@ -15,7 +15,12 @@ pub(crate) fn backs_off(host: &Host, record: &Record) -> bool {
 
 /// Why a run may not start now, if it may not. Manual runs skip cooldown and backoff, the run
 /// after a connect skips the cooldown.
-pub(crate) fn refuses(host: &Host, record: &Record, kind: RunKind, trigger: Trigger) -> Option<Skip> {
+pub(crate) fn refuses(
+    host: &Host,
+    record: &Record,
+    kind: RunKind,
+    trigger: Trigger,
+) -> Option<Skip> {
     if kind == RunKind::RecentSync || trigger == Trigger::Manual {
         return None;
     }
@@ -37,7 +42,11 @@ pub(crate) fn refuses(host: &Host, record: &Record, kind: RunKind, trigger: Trig
 /// Sorts accounts by how long they have waited, then by id.
 ///
 /// An attempt counts like a success: otherwise three accounts that fail fast win every tick.
-pub(crate) fn order<'a>(host: &Host, record: &Record, id: &'a AccountId) -> (StoreTime, &'a AccountId) {
+pub(crate) fn order<'a>(
+    host: &Host,
+    record: &Record,
+    id: &'a AccountId,
+) -> (StoreTime, &'a AccountId) {
     let success = record.last_auto_at;
     let attempt =
         if host.bug(Bug::OrderBySuccessAlone) { None } else { record.last_auto_attempt_at };

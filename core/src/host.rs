@@ -10,7 +10,9 @@ use smol_str::SmolStr;
 use crate::bug::Bug;
 use crate::doc::{DocPath, FieldOp, Precondition, Query, Value, Write};
 use crate::id::{AccountId, BootId, OutboxId, RequestId};
-use crate::io::{ChunkId, Event, GatewayCall, GatewayRequest, Lane, Output, RunKind, StoreCall, StoreRequest};
+use crate::io::{
+    ChunkId, Event, GatewayCall, GatewayRequest, Lane, Output, RunKind, StoreCall, StoreRequest,
+};
 use crate::policy::Policy;
 use crate::time::{Mono, StoreTime};
 use crate::timers::Timers;
@@ -224,7 +226,9 @@ impl Host {
     ) -> RequestId {
         // How long a parse or a spool takes depends on its size; the gateway always answers them.
         let patience = match call {
-            GatewayCall::Parse { .. } | GatewayCall::Spool { .. } | GatewayCall::Unspool { .. } => None,
+            GatewayCall::Parse { .. } | GatewayCall::Spool { .. } | GatewayCall::Unspool { .. } => {
+                None
+            }
             _ => Some(Patience::Gateway),
         };
         let id = self.request(Route::Account(account.clone(), route), patience);

@@ -9,14 +9,14 @@ use smol_str::SmolStr;
 use crate::account::Record;
 use crate::bug::Bug;
 use crate::doc::{
-    CollectionPath, Cursor, DocPath, Document, FieldPath, Precondition, Query, Value, Version, Write,
+    CollectionPath, Cursor, Document, FieldPath, Precondition, Query, Value, Version, Write,
 };
 use crate::eligibility;
-use crate::host::{AccountRoute, AccountTimer, Host, Route, Timer};
+use crate::host::{AccountRoute, Host, Route, Timer};
 use crate::id::{AccountId, BootId, Epoch, RequestId};
 use crate::io::{
-    Answer, Command, CommandId, Event, GatewayCall, GatewayEvent, Hint, Input, Key, Lane, Mode, Output,
-    PassiveReason, Reply, RunKind, Skip, Trigger,
+    Answer, Command, CommandId, Event, GatewayCall, GatewayEvent, Hint, Input, Key, Lane, Mode,
+    Output, PassiveReason, Reply, RunKind, Skip, Trigger,
 };
 use crate::lock::{LockView, compat_path, lock_path};
 use crate::outbox;
@@ -251,12 +251,16 @@ impl Instance {
 
     /// The runs it believes to hold the lease of.
     pub fn run_beliefs(&self) -> impl Iterator<Item = (&AccountId, RunKind, Belief)> {
-        self.accounts.iter().flat_map(|(id, account)| {
+        let session = self.host.deadline;
+        self.accounts.iter().flat_map(move |(id, account)| {
             let runs = account.tenure.iter().flat_map(|tenure| {
-                tenure.runs.iter().filter_map(|(kind, run)| Some((*kind, run.deadline?, tenure.epoch)))
+                tenure
+                    .runs
+                    .iter()
+                    .filter_map(|(kind, run)| Some((*kind, run.deadline?, tenure.epoch)))
             });
             runs.map(move |(kind, deadline, epoch)| {
-                (id, kind, Belief { epoch, until: deadline.min(self.host.deadline) })
+                (id, kind, Belief { epoch, until: deadline.min(session) })
             })
         })
     }
@@ -277,7 +281,9 @@ impl Instance {
         }
         match route {
             Route::Account(id, route) => {
-                self.with_tenure(&id, |tenure, host| tenure.on_answer(host, route, request, answer));
+                self.with_tenure(&id, |tenure, host| {
+                    tenure.on_answer(host, route, request, answer)
+                });
             }
             Route::Garbage => self.on_garbage(answer),
             Route::Nobody => {}
@@ -512,7 +518,8 @@ impl Instance {
         match op {
             Op::Create | Op::End => {
                 let wait = self.host.about(Duration::from_secs(1));
-                self.host.in_ms(if op == Op::End { Timer::StopTimeout } else { Timer::Renew }, wait);
+                self.host
+                    .in_ms(if op == Op::End { Timer::StopTimeout } else { Timer::Renew }, wait);
                 if op == Op::Create {
                     // Nothing was created: the same boot may try again.
                     self.session = Session::begin(&mut self.host);
@@ -569,8 +576,12 @@ impl Instance {
 
     /// The session is over: everything is dropped at once, and another one begins.
     fn end_boot(&mut self, graceful: bool) {
-        let held: Vec<AccountId> =
-            self.accounts.iter().filter(|(_, a)| a.tenure.is_some()).map(|(id, _)| id.clone()).collect();
+        let held: Vec<AccountId> = self
+            .accounts
+            .iter()
+            .filter(|(_, a)| a.tenure.is_some())
+            .map(|(id, _)| id.clone())
+            .collect();
         for id in &held {
             if !graceful {
                 self.host.event(Event::LeaseLost { key: Key::Account(id.clone()) });
@@ -652,8 +663,12 @@ impl Instance {
         self.session.state = SessionState::Draining;
         let timeout = self.host.policy.stop_timeout;
         self.host.in_ms(Timer::StopTimeout, timeout);
-        let held: Vec<AccountId> =
-            self.accounts.iter().filter(|(_, a)| a.tenure.is_some()).map(|(id, _)| id.clone()).collect();
+        let held: Vec<AccountId> = self
+            .accounts
+            .iter()
+            .filter(|(_, a)| a.tenure.is_some())
+            .map(|(id, _)| id.clone())
+            .collect();
         if self.host.bug(Bug::ReleaseBeforeClose) {
             self.session.push(&mut self.host, Op::End);
         }
@@ -955,7 +970,8 @@ impl Instance {
             return;
         };
         for (boot, doc) in boots.into_iter().zip(docs) {
-            let doc = doc.filter(|doc| doc.str("state") == Some("dead") || doc.bool("live") == Some(false));
+            let doc = doc
+                .filter(|doc| doc.str("state") == Some("dead") || doc.bool("live") == Some(false));
             // A session that ended itself had closed everything before.
             let graceful = doc.as_ref().is_some_and(|doc| doc.time("lastBeatAt").is_none());
             if doc.is_some() {
@@ -1016,8 +1032,7 @@ impl Instance {
             }
             let long = self.host.now.since(unowned_since) >= self.host.policy.unowned_bound;
             let pause = self.host.policy.rebalance_interval * 2;
-            let just_left =
-                account.released_at.is_some_and(|at| self.host.now.since(at) < pause);
+            let just_left = account.released_at.is_some_and(|at| self.host.now.since(at) < pause);
             if !long && (room == 0 || just_left) {
                 let at = unowned_since + self.host.policy.unowned_bound;
                 self.host.timers.set_earliest(Timer::Scan, at);
@@ -1055,7 +1070,9 @@ impl Instance {
         let Some(account) = self.accounts.get_mut(id) else { return };
         account.seen = None;
         account.unowned_since = None;
-        let Some(version) = version.filter(|_| self.mode == Mode::Active || self.host.bug(Bug::PassiveGateMissing)) else {
+        let Some(version) =
+            version.filter(|_| self.mode == Mode::Active || self.host.bug(Bug::PassiveGateMissing))
+        else {
             // Not wanted any more, or not certain: it is read again, and given back.
             self.read_owners(BTreeSet::from([id.clone()]));
             return;
@@ -1099,9 +1116,9 @@ impl Instance {
         if !self.is_shared() || self.held() <= self.share() {
             return;
         }
-        let settled = self.last_move.is_none_or(|at| {
-            self.host.now.since(at) >= self.host.policy.rebalance_interval
-        });
+        let settled = self
+            .last_move
+            .is_none_or(|at| self.host.now.since(at) >= self.host.policy.rebalance_interval);
         let resident = |tenure: &Tenure| {
             tenure.is_ready() && self.host.now.since(tenure.since) >= self.host.policy.residency
         };
@@ -1125,9 +1142,8 @@ impl Instance {
         let links = || self.accounts.values().filter_map(|a| a.tenure.as_ref()).map(|t| &t.link);
         let reached = links().any(|link| link.is_open());
         let cut_off = !reached
-            && links().any(|link| {
-                link.cut_off_since.is_some_and(|at| self.host.now.since(at) >= limit)
-            });
+            && links()
+                .any(|link| link.cut_off_since.is_some_and(|at| self.host.now.since(at) >= limit));
         if reached {
             self.abstain_for = Duration::ZERO;
             self.session.healthy = true;
@@ -1144,8 +1160,12 @@ impl Instance {
             self.step_down(PassiveReason::CutOff);
             return;
         }
-        let held: Vec<AccountId> =
-            self.accounts.iter().filter(|(_, a)| a.tenure.is_some()).map(|(id, _)| id.clone()).collect();
+        let held: Vec<AccountId> = self
+            .accounts
+            .iter()
+            .filter(|(_, a)| a.tenure.is_some())
+            .map(|(id, _)| id.clone())
+            .collect();
         for id in &held {
             self.with_tenure(id, |tenure, host| {
                 tenure.leave(host);
@@ -1218,7 +1238,9 @@ impl Instance {
         self.ticked.get(&kind).is_some_and(|started| {
             started.iter().any(|id| {
                 let tenure = self.accounts.get(id).and_then(|account| account.tenure.as_ref());
-                tenure.and_then(|t| t.runs.get(&kind)).is_some_and(|run| run.works || run.is_queued())
+                tenure
+                    .and_then(|t| t.runs.get(&kind))
+                    .is_some_and(|run| run.works || run.is_queued())
             })
         })
     }

@@ -61,11 +61,7 @@ struct Flying {
 }
 
 impl Ledger {
-    pub(crate) fn new(
-        account: &AccountId,
-        sync: Option<&Document>,
-        fence: Version,
-    ) -> Self {
+    pub(crate) fn new(account: &AccountId, sync: Option<&Document>, fence: Version) -> Self {
         let ends = (
             Route::Account(account.clone(), AccountRoute::Ledger),
             Timer::Account(account.clone(), AccountTimer::LedgerRetry),
@@ -107,11 +103,6 @@ impl Ledger {
 
     pub(crate) fn is_idle(&self) -> bool {
         self.flying.is_none() && self.queue.is_empty()
-    }
-
-    /// The version that fences the owner's commits.
-    pub(crate) fn fence(&self) -> Option<Version> {
-        self.chain.fence()
     }
 
     /// The next thing to commit, if nothing is under way.

@@ -8,8 +8,8 @@ use smol_str::SmolStr;
 use crate::alias::{Alias, outbound_wa_id};
 use crate::bug::Bug;
 use crate::doc::{
-    CollectionPath, Comparison, Direction, Document, FieldOp, FieldPath, Precondition, Query, Value,
-    Version, Write,
+    CollectionPath, Comparison, Direction, Document, FieldOp, FieldPath, Precondition, Query,
+    Value, Version, Write,
 };
 use crate::host::{AccountRoute, Host};
 use crate::id::{AccountId, MessageId, OutboxId, ThreadId};

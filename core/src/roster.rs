@@ -38,11 +38,7 @@ pub(crate) struct Peer {
 impl Roster {
     /// What to ask the store for.
     pub(crate) fn query() -> Query {
-        Query::all(CollectionPath::root("instances"), 200).filter(
-            LIVE,
-            Comparison::Equal,
-            true,
-        )
+        Query::all(CollectionPath::root("instances"), 200).filter(LIVE, Comparison::Equal, true)
     }
 
     /// Notes that a boot of this process is over. What it saw expired, its successor looks at anew.

@@ -12,8 +12,8 @@ use crate::account::{self, Record};
 use crate::bug::Bug;
 use crate::coverage::{Anchor, Coverage, Gap, Goal, Mark};
 use crate::doc::{
-    CollectionPath, Comparison, Direction, DocPath, Document, FieldOp, FieldPath, Precondition, Query,
-    Value, Version, Write,
+    CollectionPath, Comparison, Direction, DocPath, Document, FieldOp, FieldPath, Precondition,
+    Query, Value, Version, Write,
 };
 use crate::eligibility;
 use crate::host::{AccountRoute, AccountTimer, Host, Route};
@@ -51,7 +51,11 @@ pub(crate) struct Run {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Step {
     /// The phone was asked
-    Asking { thread: ThreadId, anchor: Anchor, before: Coverage },
+    Asking {
+        thread: ThreadId,
+        anchor: Anchor,
+        before: Coverage,
+    },
     /// What a page brought is being written
     Covering,
     /// Account and lease are being read
@@ -65,10 +69,17 @@ enum Step {
     /// Waits for a slot to begin
     Queued,
     /// A reservation is being written
-    Reserving { thread: ThreadId, anchor: Anchor, before: Coverage },
+    Reserving {
+        thread: ThreadId,
+        anchor: Anchor,
+        before: Coverage,
+    },
     Starting,
     /// Waits until the phone may be asked
-    Waiting { thread: ThreadId, anchor: Anchor },
+    Waiting {
+        thread: ThreadId,
+        anchor: Anchor,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -226,21 +237,17 @@ impl Tenure {
         request: RequestId,
         answer: Answer,
     ) {
-        let Some(run) = self.runs.get_mut(&kind) else { return };
-        match (std::mem::replace(&mut run.step, Step::Covering), answer) {
+        let Some(run) = self.runs.get(&kind) else { return };
+        match (run.step.clone(), answer) {
             (Step::Checking, Answer::Read { read_time, docs }) => {
-                run.step = Step::Checking;
                 let mut docs = docs.into_iter();
                 let account = docs.next().flatten();
                 let lease = docs.next().flatten();
                 self.on_checked(host, kind, read_time, account.as_deref(), lease.as_deref());
             }
-            (Step::Checking, _) => {
-                run.step = Step::Checking;
-                self.check_again(host, kind);
-            }
+            (Step::Checking, _) => self.check_again(host, kind),
             (Step::Choosing, Answer::Found { docs, .. }) => {
-                let chosen: Vec<ThreadId> =
+                let chosen =
                     docs.iter().filter_map(|doc| ThreadId::parse(doc.path.id()).ok()).collect();
                 self.on_chosen(host, kind, chosen);
             }
@@ -254,22 +261,21 @@ impl Tenure {
                 let newest = docs.iter().find_map(|doc| newest_mark(doc));
                 self.on_looked(host, kind, &thread, newest.as_ref());
             }
-            (Step::Asking { thread, anchor, before }, answer) => {
-                let Some((_, awaited, _)) = self.phone.awaited() else { return };
-                if awaited == request && matches!(answer, Answer::Rejected(_)) {
-                    // It was not asked, so the try does not count.
-                    self.restore_coverage(&thread, before);
-                    self.phone.not_asked(host);
+            (Step::Asking { thread, before, .. }, Answer::Rejected(_))
+                if self.phone.awaited().is_some_and(|(_, awaited, _)| awaited == request) =>
+            {
+                // It was not asked, so the try does not count.
+                self.restore_coverage(&thread, before);
+                self.phone.not_asked(host);
+                if let Some(run) = self.runs.get_mut(&kind) {
                     run.errors += 1;
-                    self.plan(host, kind);
-                } else {
-                    run.step = Step::Asking { thread, anchor, before };
                 }
+                self.plan(host, kind);
             }
             (Step::Choosing | Step::Loading(_) | Step::Looking(_), _) => {
                 self.fail_run(host, kind, "store_unavailable");
             }
-            (step, _) => run.step = step,
+            _ => {}
         }
     }
 
@@ -433,7 +439,8 @@ impl Tenure {
         let covered = self.coverage.get_mut(thread)?;
         covered.dirty = false;
         let write = covered.write(&self.id, thread)?;
-        let tries = covered.coverage.stretches().iter().find(|s| s.low == *anchor).map_or(0, |s| s.tries);
+        let tries =
+            covered.coverage.stretches().iter().find(|s| s.low == *anchor).map_or(0, |s| s.tries);
         self.ledger.set_sync([
             (account::ASKED_AT, FieldOp::ServerTime),
             (account::ASKED_THREAD, Value::from(thread.text()).into()),
@@ -551,11 +558,12 @@ impl Tenure {
         lease: Option<&Document>,
     ) {
         self.account_version = account.map(|doc| doc.version);
-        let fresh = Record::parse(account);
+        let mut fresh = Record::parse(account);
+        fresh.status = std::mem::take(&mut self.record.status);
         let lease = RunLease::parse(lease);
         let foreign = fresh.held_by_foreign(kind, read_time, lease_term(host, kind));
         self.leases.insert(kind, lease);
-        self.record = Record { status: self.record.status.clone(), ..fresh };
+        self.record = fresh;
         let Some(run) = self.runs.get_mut(&kind) else { return };
         let skip = if foreign {
             Some(Skip::HeldByOther)
@@ -618,10 +626,8 @@ impl Tenure {
         let surveyed = self.sync.latest_gap();
         let Some(run) = self.runs.get_mut(&kind) else { return };
         run.surveyed = surveyed;
-        run.threads = chosen
-            .into_iter()
-            .map(|thread| Work { thread, messages: 0, looked: false })
-            .collect();
+        run.threads =
+            chosen.into_iter().map(|thread| Work { thread, messages: 0, looked: false }).collect();
         if missing.is_empty() {
             self.plan(host, kind);
             return;
@@ -674,7 +680,13 @@ impl Tenure {
         self.end_run(host, kind);
     }
 
-    fn on_looked(&mut self, host: &mut Host, kind: RunKind, thread: &ThreadId, newest: Option<&Mark>) {
+    fn on_looked(
+        &mut self,
+        host: &mut Host,
+        kind: RunKind,
+        thread: &ThreadId,
+        newest: Option<&Mark>,
+    ) {
         let latest = self.sync.latest_gap();
         if let Some(covered) = self.coverage.get_mut(thread) {
             let coverage = &mut covered.coverage;
@@ -815,9 +827,12 @@ impl Tenure {
             RunKind::RecentSync => {
                 self.idle_stamped = Some(host.now);
                 self.holes_left = result.remaining > 0;
-                if result.ok && let Some(run) = self.runs.get(&kind) {
+                if result.ok
+                    && let Some(run) = self.runs.get(&kind)
+                {
                     let surveyed = run.surveyed;
-                    let done: Vec<ThreadId> = run.threads.iter().map(|w| w.thread.clone()).collect();
+                    let done: Vec<ThreadId> =
+                        run.threads.iter().map(|w| w.thread.clone()).collect();
                     for thread in done {
                         self.dirty.remove(&thread);
                     }
@@ -875,11 +890,8 @@ impl Tenure {
         let mut fields = Vec::new();
         match kind {
             RunKind::AutoBackfill => {
-                let mut status = vec![
-                    ("ok", Value::from(result.ok)),
-                    ("running", Value::from(false)),
-                    duration,
-                ];
+                let mut status =
+                    vec![("ok", Value::from(result.ok)), ("running", Value::from(false)), duration];
                 if let Some(error) = result.error {
                     status.push(("errorCode", error.into()));
                     status.push(("errorMessage", describe(error).into()));

@@ -15,7 +15,7 @@ use crate::host::{Host, Route, Timer};
 use crate::id::{BootId, Epoch};
 use crate::io::{Answer, Key};
 use crate::policy::InstanceMode;
-use crate::time::{Mono, StoreTime};
+use crate::time::StoreTime;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Session {
@@ -55,10 +55,19 @@ pub(crate) enum Op {
     /// Set the own session dead: one write frees all it owned
     End,
     /// Say of somebody else's expired session that it is dead
-    MarkDead { boot: BootId, version: Version, last_beat: StoreTime },
+    MarkDead {
+        boot: BootId,
+        version: Version,
+        last_beat: StoreTime,
+    },
     /// Keep the compat lock alive
     Mirror,
-    Release { key: Key, path: DocPath, version: Version, epoch: Epoch },
+    Release {
+        key: Key,
+        path: DocPath,
+        version: Version,
+        epoch: Epoch,
+    },
     Renew,
 }
 
@@ -111,11 +120,6 @@ impl Session {
 
     pub(crate) fn is_created(&self) -> bool {
         self.created
-    }
-
-    /// When the latest renewal that is known to have happened was sent.
-    pub(crate) fn confirmed(&self) -> Mono {
-        self.chain.confirmed()
     }
 
     /// Queues an operation; it follows those that are queued already.
@@ -180,8 +184,8 @@ impl Session {
         let companions = self.companions(host, &op);
         let head = self.fields(host, &op);
         // Until its deadline nothing of a created session may be late; creating it has all the time.
-        let not_after = if self.created { host.deadline } else { Mono::NEVER };
-        let not_after = not_after.min(host.now + host.policy.write_timeout);
+        let timeout = host.now + host.policy.write_timeout;
+        let not_after = if self.created { timeout.min(host.deadline) } else { timeout };
         let claims = matches!(op, Op::Claim(_));
         self.chain.loosen(claims && host.bug(Bug::AcquireNotTiedToSession));
         self.op = Some(op);

@@ -8,11 +8,13 @@ use crate::account::{self, Record, SyncState};
 use crate::bug::Bug;
 use crate::chain::{Progress, Snapshot};
 use crate::coverage::Coverage;
-use crate::doc::{Comparison, Document, FieldOp, FieldPath, Precondition, Query, Value, Version, Write};
+use crate::doc::{
+    Comparison, Document, FieldOp, FieldPath, Precondition, Query, Value, Version, Write,
+};
 use crate::host::{AccountRoute, AccountTimer, Host, Route, Timer};
 use crate::id::{AccountId, BootId, Epoch, OutboxId, RequestId, ThreadId};
 use crate::io::{
-    Answer, CloseReason, Event, GatewayCall, GatewayEvent, HoleChange, Ingested, Key, Lane, RunKind,
+    Answer, CloseReason, Event, GatewayCall, GatewayEvent, HoleChange, Ingested, Lane, RunKind,
     Source, Trigger,
 };
 use crate::ledger::{Companion, Ledger, Purpose};
@@ -182,7 +184,13 @@ impl Tenure {
         }
     }
 
-    pub(crate) fn on_answer(&mut self, host: &mut Host, route: AccountRoute, request: RequestId, answer: Answer) {
+    pub(crate) fn on_answer(
+        &mut self,
+        host: &mut Host,
+        route: AccountRoute,
+        request: RequestId,
+        answer: Answer,
+    ) {
         match route {
             AccountRoute::Connect => self.on_connect_answer(host, request, &answer),
             AccountRoute::Ledger => self.on_ledger(host, answer),
@@ -272,7 +280,8 @@ impl Tenure {
             Source::Chunk { chunk, cursor } => self.on_chunk_progress(chunk, cursor, ingested),
             Source::LatePage => {}
             Source::Realtime => {
-                self.realtime.newest_second = self.realtime.newest_second.max(ingested.newest_second);
+                self.realtime.newest_second =
+                    self.realtime.newest_second.max(ingested.newest_second);
                 self.realtime.waiting = true;
                 if !self.sync.gaps.is_empty() {
                     for span in &ingested.threads {
@@ -383,7 +392,11 @@ impl Tenure {
             return;
         }
         let Answer::Read { docs, .. } = answer else {
-            host.get(self.route(AccountRoute::LoadMarker(boot.clone())), Lane::Lease, vec![boot.path()]);
+            host.get(
+                self.route(AccountRoute::LoadMarker(boot.clone())),
+                Lane::Lease,
+                vec![boot.path()],
+            );
             return;
         };
         let doc = docs.into_iter().next().flatten();
@@ -632,7 +645,9 @@ impl Tenure {
     }
 
     fn on_ledger(&mut self, host: &mut Host, answer: Answer) {
-        let Some((purpose, companions, progress)) = self.ledger.on_answer(host, answer) else { return };
+        let Some((purpose, companions, progress)) = self.ledger.on_answer(host, answer) else {
+            return;
+        };
         match progress {
             Progress::Applied { sent, commit_time, versions } => {
                 host.observe(commit_time);
@@ -648,7 +663,13 @@ impl Tenure {
         }
     }
 
-    fn on_applied(&mut self, host: &mut Host, purpose: Purpose, sent: Mono, commit_time: StoreTime) {
+    fn on_applied(
+        &mut self,
+        host: &mut Host,
+        purpose: Purpose,
+        sent: Mono,
+        commit_time: StoreTime,
+    ) {
         match purpose {
             Purpose::Chunk(chunk) => self.on_chunk_covered(host, chunk),
             Purpose::Connect => {
