@@ -39,11 +39,12 @@ pub(crate) struct Chain {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Flight {
     stage: Stage,
-    /// The attempt that carries what the owner wanted
-    wanted: u64,
-    /// Further attempts that change the head alone: number and when sent
+    /// The attempts that carry what the owner wanted: number and when sent. More than one only if
+    /// nothing but the head is to change, so that each further one is as good as the first
+    wanted: Vec<(u64, Mono)>,
+    /// Further attempts that only move the head: number and when sent
     settling: Vec<(u64, Mono)>,
-    sent: Mono,
+    head: Vec<(FieldPath, FieldOp)>,
     /// Some attempt may yet be applied
     unsettled: bool,
     companions: Vec<DocPath>,
@@ -134,9 +135,9 @@ impl Chain {
         self.attempt += 1;
         self.flight = Some(Flight {
             stage: Stage::Committing,
-            wanted: self.attempt,
+            wanted: vec![(self.attempt, host.now)],
             settling: Vec::new(),
-            sent: host.now,
+            head: if companions.is_empty() { head.clone() } else { Vec::new() },
             unsettled: false,
             companions: companions.iter().map(|w| w.path.clone()).collect(),
             docs: None,
@@ -149,17 +150,17 @@ impl Chain {
         let Some(mut flight) = self.flight.take() else { return Progress::Pending };
         match (flight.stage, answer) {
             (Stage::Committing, Answer::Committed { commit_time, versions }) => {
-                self.advance(versions.first().copied().flatten(), flight.sent);
+                let sent = flight.latest();
+                self.advance(versions.first().copied().flatten(), sent);
                 let skip = 1 + usize::from(self.fenced(host));
                 Progress::Applied {
-                    sent: flight.sent,
+                    sent,
                     commit_time,
                     versions: versions.into_iter().skip(skip).collect(),
                 }
             }
             (Stage::Settling, Answer::Committed { versions, .. }) => {
-                let sent = flight.settling.last().map_or(flight.sent, |(_, sent)| *sent);
-                self.advance(versions.first().copied().flatten(), sent);
+                self.advance(versions.first().copied().flatten(), flight.latest());
                 Progress::Refused(flight.docs)
             }
             (Stage::Committing, Answer::Rejected(_)) if !flight.unsettled => {
@@ -169,10 +170,11 @@ impl Chain {
                 Progress::Refused(None)
             }
             (Stage::Committing, Answer::Unknown) if host.bug(Bug::UnknownAsSuccess) => {
-                self.confirmed = self.confirmed.max(flight.sent);
+                let sent = flight.latest();
+                self.confirmed = self.confirmed.max(sent);
                 let none = vec![None; flight.companions.len()];
                 let commit_time = host.clock.now(host.now, 0).unwrap_or_default();
-                Progress::Applied { sent: flight.sent, commit_time, versions: none }
+                Progress::Applied { sent, commit_time, versions: none }
             }
             (Stage::Committing | Stage::Settling, answer) => {
                 if answer == Answer::Unknown {
@@ -228,14 +230,13 @@ impl Chain {
             doc.str("boot") == Some(host.boot.as_str()) && doc.str("state") != Some("dead")
         });
         let applied = ours.and_then(|doc| doc.count("attempt"));
-        if let Some(doc) = ours
-            && applied == Some(flight.wanted)
-        {
-            self.advance(Some(doc.version), flight.sent);
+        let wanted = flight.wanted.iter().find(|(attempt, _)| applied == Some(*attempt));
+        if let (Some(doc), Some((_, sent))) = (ours, wanted) {
+            self.advance(Some(doc.version), *sent);
             self.beat = doc.count("beat").unwrap_or(self.beat);
             let versions =
                 snapshot.docs.iter().map(|doc| doc.as_ref().map(|d| d.version)).collect();
-            return Progress::Applied { sent: flight.sent, commit_time: doc.update_time, versions };
+            return Progress::Applied { sent: *sent, commit_time: doc.update_time, versions };
         }
         let settled = flight.settling.iter().find(|(attempt, _)| applied == Some(*attempt));
         if let (Some(doc), Some((_, sent))) = (ours, settled) {
@@ -251,12 +252,18 @@ impl Chain {
         }
         // The head has not moved, so an earlier attempt may yet be applied: move it.
         self.attempt += 1;
-        flight.settling.push((self.attempt, host.now));
-        flight.stage = Stage::Settling;
+        let head = flight.head.clone();
+        if flight.companions.is_empty() {
+            flight.wanted.push((self.attempt, host.now));
+            flight.stage = Stage::Committing;
+        } else {
+            flight.settling.push((self.attempt, host.now));
+            flight.stage = Stage::Settling;
+        }
         flight.docs = Some(snapshot);
         self.flight = Some(flight);
         let not_after = host.now + host.policy.write_timeout;
-        self.send(host, Vec::new(), Vec::new(), not_after);
+        self.send(host, head, Vec::new(), not_after);
         Progress::Pending
     }
 
@@ -302,6 +309,13 @@ impl Chain {
 
     fn fenced(&self, host: &Host) -> bool {
         self.fence.is_some() && !host.bug(Bug::FenceMissing)
+    }
+}
+
+impl Flight {
+    /// When the latest attempt was sent.
+    fn latest(&self) -> Mono {
+        self.wanted.iter().chain(&self.settling).map(|(_, sent)| *sent).max().unwrap_or(Mono::ZERO)
     }
 }
 

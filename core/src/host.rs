@@ -79,6 +79,8 @@ pub(crate) enum AccountRoute {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Timer {
     Account(AccountId, AccountTimer),
+    /// The session is to be created once more
+    Create,
     /// The session's belief ends
     Deadline,
     OutboxPoll,
@@ -121,6 +123,7 @@ impl Timer {
             Self::Account(_, AccountTimer::Run(_)) => "run",
             Self::Account(_, AccountTimer::Spool) => "spool retry",
             Self::Account(_, AccountTimer::Stamp) => "stamp",
+            Self::Create => "session creation",
             Self::Deadline => "session deadline",
             Self::OutboxPoll => "outbox poll",
             Self::Poll => "lock poll",

@@ -61,6 +61,8 @@ pub struct Instance {
     /// The lock's epoch while it is held
     held_lock: Option<Epoch>,
     accounts: BTreeMap<AccountId, Account>,
+    /// Accounts whose credentials lie on this host
+    credentials: BTreeSet<AccountId>,
     /// Tenures that are connected, so that a tick need not look at all others
     connected: BTreeSet<AccountId>,
     /// Boots that were looked up and found dead, and whether they ended on purpose
@@ -105,7 +107,6 @@ struct Account {
     tenure: Option<Box<Tenure>>,
     unowned_since: Option<Mono>,
     released_at: Option<Mono>,
-    credentials_here: bool,
     reported_elsewhere: bool,
 }
 
@@ -141,6 +142,7 @@ impl Instance {
             lock: LockView::default(),
             held_lock: None,
             accounts: BTreeMap::new(),
+            credentials: BTreeSet::new(),
             connected: BTreeSet::new(),
             dead: BTreeMap::new(),
             scan: Scan::default(),
@@ -169,9 +171,11 @@ impl Instance {
         match input {
             Input::Answer(request, answer) => self.on_answer(request, answer),
             Input::Command(id, command) => self.on_command(id, command),
-            Input::Credentials(account, here) => {
-                let account = self.accounts.entry(account).or_insert_with(Account::unknown);
-                account.credentials_here = here;
+            Input::Credentials(account, true) => {
+                self.credentials.insert(account);
+            }
+            Input::Credentials(account, false) => {
+                self.credentials.remove(&account);
             }
             Input::Gateway(account, event) => self.on_gateway(account, event),
             Input::Hint(hint) => self.on_hint(hint),
@@ -308,6 +312,7 @@ impl Instance {
             Timer::Account(id, timer) => {
                 self.with_tenure(&id, |tenure, host| tenure.on_timer(host, timer));
             }
+            Timer::Create => self.session = Session::begin(&mut self.host),
             Timer::Deadline => self.check_deadline(),
             Timer::OutboxPoll => self.poll_outbox(),
             Timer::Poll => self.poll_lock(),
@@ -473,6 +478,10 @@ impl Instance {
             Outcome::Gone => self.end_boot(false),
             Outcome::Done(op, versions) => self.on_session_done(op, &versions),
             Outcome::Refused(op, snapshot) => {
+                if self.session.is_created() {
+                    // A renewal may have been left out for the sake of this operation.
+                    self.soon(Timer::Renew);
+                }
                 let doc = snapshot.map(|s| s.docs.into_iter().next().flatten());
                 self.on_session_refused(op, doc);
             }
@@ -516,15 +525,9 @@ impl Instance {
 
     fn on_session_refused(&mut self, op: Op, doc: Option<Option<Arc<Document>>>) {
         match op {
-            Op::Create | Op::End => {
-                let wait = self.host.about(Duration::from_secs(1));
-                self.host
-                    .in_ms(if op == Op::End { Timer::StopTimeout } else { Timer::Renew }, wait);
-                if op == Op::Create {
-                    // Nothing was created: the same boot may try again.
-                    self.session = Session::begin(&mut self.host);
-                }
-            }
+            // Nothing was created: the same boot may try again.
+            Op::Create => self.a_little_later(Timer::Create),
+            Op::End => self.a_little_later(Timer::StopTimeout),
             Op::Claim(claim) => match claim.key {
                 Key::Account(id) => {
                     if let Some(account) = self.accounts.get_mut(&id) {
@@ -536,8 +539,7 @@ impl Instance {
             },
             Op::Mirror => self.on_mirror_refused(doc),
             Op::MarkDead { .. } => self.soon(Timer::Poll),
-            // Some later commit renews in time, or the deadline ends it.
-            Op::Renew => self.soon(Timer::Renew),
+            Op::Renew => {}
             // Rule: a process that reads its own boot on what it does not hold releases it.
             Op::Release { key: Key::Account(id), .. } => self.read_owners(BTreeSet::from([id])),
             Op::Release { .. } => {}
@@ -557,7 +559,11 @@ impl Instance {
                 mirror.precondition = Precondition::unchanged(doc.as_deref());
             }
         }
-        self.soon(Timer::Renew);
+    }
+
+    fn a_little_later(&mut self, timer: Timer) {
+        let wait = self.host.about(Duration::from_secs(1));
+        self.host.in_ms(timer, wait);
     }
 
     fn soon(&mut self, timer: Timer) {
@@ -598,6 +604,7 @@ impl Instance {
             account.seen = None;
         }
         for timer in [
+            Timer::Create,
             Timer::Deadline,
             Timer::OutboxPoll,
             Timer::Poll,
@@ -685,7 +692,8 @@ impl Instance {
         let open = |account: &Account| {
             account.tenure.as_ref().is_some_and(|tenure| tenure.stage != Stage::Left)
         };
-        if self.mode == Mode::SteppingDown && !self.accounts.values().any(open) {
+        let ending = self.session.is_ending();
+        if self.mode == Mode::SteppingDown && !ending && !self.accounts.values().any(open) {
             self.end_session();
         }
     }
@@ -1024,7 +1032,7 @@ impl Instance {
                 },
             };
             let unowned_since = *account.unowned_since.get_or_insert(self.host.now);
-            if account.is_elsewhere(&self.host) {
+            if !self.credentials.contains(id) && account.needs_credentials(&self.host) {
                 if !std::mem::replace(&mut account.reported_elsewhere, true) {
                     self.host.incident(Some(id), "session_elsewhere");
                 }
@@ -1113,6 +1121,9 @@ impl Instance {
             return;
         }
         self.check_reach();
+        if self.host.now >= self.abstain_until {
+            self.session.healthy = true;
+        }
         if !self.is_shared() || self.held() <= self.share() {
             return;
         }
@@ -1359,16 +1370,13 @@ impl Account {
             tenure: None,
             unowned_since: None,
             released_at: None,
-            credentials_here: false,
             reported_elsewhere: false,
         }
     }
 
-    /// Whether its credentials lie on another host.
-    fn is_elsewhere(&self, host: &Host) -> bool {
-        host.policy.credentials == Credentials::Local
-            && self.record.is_paired()
-            && !self.credentials_here
+    /// Whether it can be served only where its credentials lie.
+    fn needs_credentials(&self, host: &Host) -> bool {
+        host.policy.credentials == Credentials::Local && self.record.is_paired()
     }
 }
 

@@ -35,7 +35,8 @@ impl Phone {
         let done = asked + occupied(host);
         // The estimate of the store's time is never ahead, so the wait is never too short.
         let wait = done.since(host.store_now()).min(occupied(host) * 2);
-        self.free_at = self.free_at.max(host.now + wait);
+        // Both clocks may run apart by the declared bound.
+        self.free_at = self.free_at.max(host.now + wait + wait / 40);
     }
 
     /// A reservation that was sent at `sent` is durable, and the request goes out.
@@ -49,6 +50,7 @@ impl Phone {
     pub(crate) fn answered(&mut self, host: &Host) {
         if let PhoneState::Asked { until, .. } = self.state {
             let sent = until - occupied(host);
+            // The request may have left at the end of its window.
             let spacing = if host.bug(Bug::SpacingIgnored) {
                 Duration::ZERO
             } else {

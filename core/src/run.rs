@@ -311,11 +311,14 @@ impl Tenure {
     pub(crate) fn on_run_refused(&mut self, host: &mut Host, purpose: &Purpose, conflict: bool) {
         match *purpose {
             Purpose::RunStart(kind) => {
-                if let Some(run) = self.runs.get_mut(&kind)
-                    && run.step == Step::Starting
-                {
+                let Some(run) = self.runs.get_mut(&kind) else { return };
+                if run.step == Step::Starting {
                     run.step = Step::Checking;
                     self.check_again(host, kind);
+                } else {
+                    // It was aborted while the lease was being taken, and has none.
+                    let error = run.error.unwrap_or("store_unavailable");
+                    self.drop_run(host, kind, error);
                 }
             }
             Purpose::RunBeat(kind) => self.again(host, Purpose::RunBeat(kind)),
@@ -760,6 +763,7 @@ impl Tenure {
             step => {
                 run.step = step;
                 self.phone.not_asked(host);
+                self.pump_phone(host);
             }
         }
     }
@@ -857,6 +861,7 @@ impl Tenure {
         if self.runs.is_empty() && self.spool.is_idle() {
             self.coverage.clear();
         }
+        self.pump_phone(host);
     }
 
     fn result(&self, host: &Host, kind: RunKind) -> RunResult {

@@ -773,7 +773,21 @@ impl Tenure {
                         self.account_version = doc.map(|d| d.version);
                     }
                 }
-                Companion::Alias | Companion::Outbox(_) => {}
+                Companion::Outbox(id) => {
+                    let Some(doc) = doc else { continue };
+                    match doc {
+                        Some(doc) if doc.str("status") == Some("processing") => {
+                            if let Some(sending) = self.sending.get_mut(id) {
+                                sending.version = Some(doc.version);
+                            }
+                        }
+                        // Somebody else has the say over it now.
+                        _ => {
+                            self.sending.remove(id);
+                        }
+                    }
+                }
+                Companion::Alias => {}
             }
         }
     }
