@@ -280,7 +280,7 @@ impl Coverage {
         }
         self.applied_gap = seq;
         let (from, to) = (gap.from.min(gap.to), gap.to);
-        let last_known = newest.and_then(Mark::anchor).filter(|m| m.second <= from);
+        let last_known = newest.and_then(Mark::anchor).filter(|m| m.second < from);
 
         let live = self.live_index();
         for (i, stretch) in self.stretches.iter_mut().enumerate() {
@@ -296,7 +296,7 @@ impl Coverage {
                 stretch.messages = stretch.messages.min(1);
                 continue;
             }
-            if stretch.high.second > from {
+            if stretch.high.second >= from {
                 // Nobody knows on which side of the cut the counted messages lie.
                 stretch.messages = stretch.messages.min(1);
                 stretch.high = Mark::bound(from);
@@ -313,7 +313,7 @@ impl Coverage {
         if let Tail::Waiting(past) = &mut self.tail {
             *past = to.max(*past);
         }
-        if self.stretches.first().is_none_or(|lowest| lowest.low.second > from) {
+        if self.stretches.first().is_none_or(|lowest| lowest.low.second >= from) {
             match &mut self.bottom {
                 Bottom::Reached => {}
                 Bottom::Suspected(after) => *after = from.min(*after),
@@ -584,74 +584,66 @@ impl Coverage {
     ) {
         let live = self.live_index();
         let top = high.anchor();
+        let lowest_before = self.stretches.first().map(|s| s.low.clone());
         // Where the phone has nothing older, all that is younger than the block's end is in it.
         let slack = i64::from(end != PageEnd::EndOfHistory);
-        let meets = |i: usize, s: &Stretch| {
-            let is_live = live == Some(i);
-            let is_inside = low.second <= s.low.second && s.high.second <= high.second && !is_live;
-            let overlaps = (is_live || low.second.saturating_add(slack) < s.high.second)
+        let meets = |i: &usize| {
+            let s = &self.stretches[*i];
+            let overlaps = (live == Some(*i) || low.second.saturating_add(slack) < s.high.second)
                 && s.low.second.saturating_add(1) < high.second;
-            is_inside || overlaps || s.has_end(low) || top.as_ref().is_some_and(|t| s.has_end(t))
+            overlaps || s.has_end(low) || top.as_ref().is_some_and(|top| s.has_end(top))
         };
-        let met = |i: &usize| meets(*i, &self.stretches[*i]);
-        let first = (0..self.stretches.len()).find(met);
-        let last = (0..self.stretches.len()).rfind(met);
-        let lowest_before = self.stretches.first().map(|s| s.low.clone());
+        let (first, end_of_joined) = match (0..self.stretches.len()).find(meets) {
+            Some(first) => (first, (0..self.stretches.len()).rfind(meets).unwrap_or(first) + 1),
+            None => (0, 0),
+        };
+        let joined = &self.stretches[first..end_of_joined];
 
         // Messages that a neighbour may have counted already are not counted.
         let is_apart = self.stretches.iter().enumerate().all(|(i, s)| {
-            first.is_some_and(|first| first <= i) && last.is_some_and(|last| i <= last)
-                || s.high.second < low.second && live != Some(i)
-                || s.low.second > high.second
+            (first..end_of_joined).contains(&i)
+                || (s.high.second < low.second && live != Some(i))
+                || high.second < s.low.second
         });
         let fresh = if is_apart { messages } else { 0 };
 
-        let (Some(first), Some(last)) = (first, last) else {
-            let is_known = self.stretches.iter().enumerate().any(|(i, s)| {
-                s.low.second <= low.second && (high.second <= s.high.second || live == Some(i))
-            });
-            if !is_known {
-                self.stretches.insert(0, Stretch::new(low.clone(), high.clone(), fresh));
-                self.finish(low, lowest_before.as_ref(), end);
-            }
-            return;
-        };
-
-        let joined = &self.stretches[first..=last];
-        let lowest = &joined[0];
-        let is_tie = low.second == lowest.low.second && !low.is_same(&lowest.low);
-        let all = joined.iter().fold(0_u32, |sum, s| sum.saturating_add(s.messages));
-        let mut union = match page_of.and_then(|a| joined.iter().find(|s| s.low.is_same(a))) {
-            // A page lies outside the stretch from whose lower end it was asked.
-            Some(asking) => {
-                let others = if is_tie { 0 } else { all - asking.messages.min(all) };
-                let messages = asking.messages.saturating_add(fresh.max(others));
-                if low.second < lowest.low.second {
-                    Stretch::new(low.clone(), high.clone(), messages)
-                } else if is_tie {
-                    let lingers = low.second == asking.low.second;
-                    let lingering = if lingers { asking.lingering.saturating_add(1) } else { 0 };
-                    Stretch {
-                        lingering,
-                        exhausted: lingering >= MAX_LINGERING,
-                        ..Stretch::new(low.clone(), high.clone(), messages)
-                    }
-                } else {
-                    Stretch { messages, ..lowest.clone() }
+        let union = match joined {
+            [] => {
+                let is_inside = self.stretches.iter().enumerate().any(|(i, s)| {
+                    s.low.second <= low.second && (high.second <= s.high.second || live == Some(i))
+                });
+                if is_inside {
+                    return;
                 }
+                Stretch::new(low.clone(), high.clone(), fresh)
             }
-            None if low.second < lowest.low.second => {
-                Stretch::new(low.clone(), high.clone(), fresh.max(all))
+            [lowest, .., topmost] | [lowest @ topmost] => {
+                let asking = page_of.and_then(|a| joined.iter().position(|s| s.low.is_same(a)));
+                let is_tie = low.second == lowest.low.second && !low.is_same(&lowest.low);
+                let count = |own: bool| {
+                    let stretches = joined.iter().enumerate();
+                    let counted = stretches.filter(|(i, _)| (asking == Some(*i)) == own);
+                    counted.fold(0_u32, |sum, (_, s)| sum.saturating_add(s.messages))
+                };
+                let mut union = lowest.clone();
+                if low.second < lowest.low.second {
+                    union = Stretch::new(low.clone(), high.clone(), 0);
+                } else if is_tie && asking == Some(0) {
+                    let lingering = lowest.lingering.saturating_add(1);
+                    union = Stretch::new(low.clone(), high.clone(), 0);
+                    union.lingering = lingering;
+                    union.exhausted = lingering >= MAX_LINGERING;
+                }
+                // What is asked for from a lower end lies outside the stretch. Which end of a tie
+                // is older is unknown, so that the next page may bring the block's again.
+                let fresh = if is_tie && asking != Some(0) { 0 } else { fresh };
+                union.messages = count(true).saturating_add(fresh.max(count(false)));
+                let is_higher = topmost.high.second < high.second;
+                union.high = if is_higher { high } else { &topmost.high }.clone();
+                union
             }
-            // Which of the two is older is unknown, so the next page may bring either's again.
-            None if is_tie => Stretch { messages: all, ..lowest.clone() },
-            None => Stretch { messages: fresh.max(all), ..lowest.clone() },
         };
-        union.high = match joined.last() {
-            Some(s) if s.high.second >= high.second => s.high.clone(),
-            _ => high.clone(),
-        };
-        self.stretches.splice(first..=last, [union]);
+        self.stretches.splice(first..end_of_joined, [union]);
         self.finish(low, lowest_before.as_ref(), end);
     }
 
@@ -686,33 +678,48 @@ impl Coverage {
         self.settle_order();
         while self.stretches.len() > MAX_STRETCHES {
             let forgotten = self.stretches.remove(0);
-            self.bottom = Bottom::Suspected(forgotten.high.second);
+            self.suspect_below(forgotten.high.second);
         }
         self.bottom = self.settled_bottom();
     }
 
-    /// Restores the order of the stretches; what lies within another or overlaps it becomes one.
+    /// Restores the order of the stretches: of two where one lies within the other only that one
+    /// is kept, and those that overlap become one.
     fn settle_order(&mut self) {
         let live = if self.is_live() { self.stretches.pop() } else { None };
         let mut unsettled = std::mem::take(&mut self.stretches);
         unsettled.sort_by_key(|s| (s.low.second, s.high.second));
-        let is_live = live.is_some();
-        let count = unsettled.len() + usize::from(is_live);
-        for (i, stretch) in unsettled.into_iter().chain(live).enumerate() {
-            let is_live = is_live && i + 1 == count;
-            let mut joined = stretch;
+        let closed = unsettled.len();
+        for (i, mut stretch) in unsettled.into_iter().chain(live).enumerate() {
+            let is_live = i == closed;
+            let mut is_inside = false;
             while let Some(below) = self.stretches.pop() {
-                let is_inside = joined.low.second <= below.low.second
-                    || joined.high.second <= below.high.second && !is_live;
-                if is_inside || overlap(&below, &joined, is_live) {
-                    joined = below.join(joined);
+                if overlap(&below, &stretch, is_live) {
+                    stretch = below.join(stretch);
+                } else if stretch.low.second <= below.low.second
+                    && (is_live || below.high.second < stretch.high.second)
+                {
+                    if self.stretches.is_empty() {
+                        self.suspect_below(below.high.second);
+                    }
                 } else {
+                    is_inside = !is_live && stretch.high.second <= below.high.second;
                     self.stretches.push(below);
                     break;
                 }
             }
-            self.stretches.push(joined);
+            if !is_inside {
+                self.stretches.push(stretch);
+            }
         }
+    }
+
+    /// The lowest stretch was forgotten; it reached up to this second.
+    fn suspect_below(&mut self, second: i64) {
+        self.bottom = match self.bottom {
+            Bottom::Reached | Bottom::Unknown => Bottom::Suspected(second),
+            Bottom::Suspected(after) => Bottom::Suspected(second.min(after)),
+        };
     }
 
     /// A suspicion that the lowest stretch has outgrown is none any more.
@@ -935,9 +942,9 @@ mod tests {
     #[test]
     fn a_page_that_contains_the_known_message_closes_the_hole() {
         let mut c = Coverage::starting_at(&message(100, "a"), 0);
-        c.suspect(gap(1, 200, 300), Some(&message(200, "b")));
+        c.suspect(gap(1, 200, 300), Some(&message(199, "b")));
         c.newer(&message(400, "d"));
-        assert!(c.page(&anchor(400, "d"), Some(&message(200, "b")), 3, PageEnd::MoreRemains));
+        assert!(c.page(&anchor(400, "d"), Some(&message(199, "b")), 3, PageEnd::MoreRemains));
         assert_eq!(c.holes(), []);
         assert_eq!((c.stretches()[0].low.second, c.stretches()[0].messages), (100, 4));
     }
@@ -1154,7 +1161,7 @@ mod tests {
         }
         assert_eq!(c.stretches().len(), MAX_STRETCHES);
         assert_eq!(c.stretches()[0].low.second, 370);
-        assert_eq!(c.bottom(), Bottom::Suspected(365));
+        assert_eq!(c.bottom(), Bottom::Suspected(15));
         assert_eq!(Coverage::parse(&stored(&c)).0, c);
     }
 

@@ -105,8 +105,9 @@ impl World {
             Step::ApplyGaps => self.apply_gaps(),
             Step::Ask { goal, size, says_end, fate } => self.ask(*goal, *size, *says_end, *fate),
             Step::AskAnywhere { at, size, says_end } => {
-                if !self.phone.is_empty() {
-                    let page = self.page(at.index(self.phone.len()), *size, *says_end);
+                let stored: Vec<_> = (0..self.phone.len()).filter(|p| self.stored[*p]).collect();
+                if !stored.is_empty() {
+                    let page = self.page(*at.get(&stored), *size, *says_end);
                     self.deliver(&page);
                 }
             }
@@ -144,7 +145,7 @@ impl World {
         let position = self.phone.len();
         // Ids say nothing about the order.
         let id = format_smolstr!("{:08x}", (position as u32).wrapping_mul(2_654_435_761));
-        let from_me = position % 3 == 0;
+        let from_me = position.is_multiple_of(3);
         self.phone.push(Mark { second: self.now, id: Some(id), from_me, participant: None });
         self.stored.push(false);
         if self.offline.is_none() {
@@ -459,20 +460,23 @@ proptest! {
 
     #[test]
     fn damage_to_a_document_never_adds_to_a_claim(
-        calls in vec((second(), second()), 0..5), at in any::<prop::sample::Index>(), value in any_value(),
+        chunks in vec((second(), second()), 0..5), newest in prop::option::of(second()),
+        at in any::<prop::sample::Index>(), value in any_value(),
     ) {
         let mut coverage = Coverage::default();
-        for (i, (a, b)) in calls.into_iter().enumerate() {
-            let mark = |second, end: char| Mark {
-                id: Some(format_smolstr!("{end}{i}")), ..Mark::bound(second)
-            };
-            coverage.chunk(&mark(a.min(b), 'l'), &mark(a.max(b), 'h'), 1, PageEnd::Unstated);
+        let mark = |second, id| Mark { id: Some(id), ..Mark::bound(second) };
+        for (i, (a, b)) in chunks.into_iter().enumerate() {
+            let (low, high) = (format_smolstr!("l{i}"), format_smolstr!("h{i}"));
+            coverage.chunk(&mark(a.min(b), low), &mark(a.max(b), high), 1, PageEnd::Unstated);
+        }
+        if let Some(newest) = newest {
+            coverage.newer(&mark(newest, "n".into()));
         }
         let mut document = Value::Map(fields(&coverage));
         replace(&mut document, &mut at.index(60), &value);
         let Value::Map(fields) = document else { return Ok(()) };
         let (parsed, _) = Coverage::parse(&fields);
-        check_parsed(&parsed);
+        check_form(&parsed);
         // Only stretches that the document names, end for end, and all of them or none.
         if !parsed.stretches().is_empty() {
             let named = fields["stretches"].as_array().unwrap();
@@ -483,7 +487,11 @@ proptest! {
                 assert_eq!(end("high"), Some(stretch.high.second));
             }
         }
-        assert_eq!(parsed.is_live(), fields.get("live") == Some(&Value::Bool(true)) && parsed.is_live());
+        if parsed.is_live() {
+            assert_eq!(fields.get("live"), Some(&Value::Bool(true)));
+            assert!(!parsed.stretches().is_empty());
+        }
+        assert!(parsed.bottom() != Bottom::Reached, "never written");
     }
 
     #[test]
@@ -491,11 +499,8 @@ proptest! {
         "appliedGap", "beat", "bottom", "live", "open", "stretches", "suspectedAfter", "waitingPast",
     ]), any_value()), 0..10)) {
         let Value::Map(fields) = Value::map(values) else { unreachable!() };
-        check_parsed(&Coverage::parse(&fields).0);
+        let (parsed, _) = Coverage::parse(&fields);
+        check_form(&parsed);
+        assert!(!parsed.is_live() || !parsed.stretches().is_empty());
     }
-}
-
-fn check_parsed(parsed: &Coverage) {
-    check_form(parsed);
-    assert!(!parsed.is_live() || !parsed.stretches().is_empty());
 }
