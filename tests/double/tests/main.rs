@@ -1,0 +1,4 @@
+//! The real client against the double.
+
+mod harness;
+mod login;
