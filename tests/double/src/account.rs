@@ -27,9 +27,6 @@ use crate::stanza::stream_error;
 /// How many one-time keys a seeded device has at the server
 pub const SEEDED_KEYS: u32 = 30;
 
-/// How long [`Account::wait`] waits
-pub const PATIENCE: Duration = Duration::from_secs(20);
-
 /// An account: its phone, its linked devices, and what the server saw of them
 #[derive(Clone)]
 pub struct Account {
@@ -136,8 +133,8 @@ impl Account {
         self.double.with(|state| state.account(&self.key()).log.clone())
     }
 
-    /// Waits until something seen, now or earlier, satisfies `pick`. Panics after [`PATIENCE`],
-    /// saying `what` it waited for.
+    /// Waits until something seen, now or earlier, satisfies `pick`. Panics when the
+    /// world's patience is over, saying `what` it waited for.
     pub async fn wait<T>(&self, what: &str, pick: impl Fn(&Seen) -> Option<T>) -> T {
         self.wait_for_log(what, |log| log.iter().find_map(&pick)).await
     }
@@ -145,7 +142,7 @@ impl Account {
     /// Waits like [`wait`](Self::wait), for a condition over the whole log.
     pub async fn wait_for_log<T>(&self, what: &str, pick: impl Fn(&[Seen]) -> Option<T>) -> T {
         let found = self.double.until(|state| pick(&state.account(&self.key()).log));
-        match tokio::time::timeout(PATIENCE, found).await {
+        match tokio::time::timeout(self.double.patience(), found).await {
             Ok(found) => found,
             Err(_) => panic!("waited in vain for {what}; seen: {:#?}", self.log()),
         }
@@ -171,7 +168,7 @@ impl Account {
             let companions = &state.account(&self.key()).companions;
             companions.values().all(|companion| companion.queue.len() == 0).then_some(())
         });
-        if tokio::time::timeout(PATIENCE, empty).await.is_err() {
+        if tokio::time::timeout(self.double.patience(), empty).await.is_err() {
             panic!("never confirmed: {:?}", self.unconfirmed());
         }
     }

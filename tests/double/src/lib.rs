@@ -10,6 +10,7 @@
 
 mod account;
 mod chain;
+mod clock;
 mod contact;
 mod delivery;
 mod fault;
@@ -31,6 +32,7 @@ mod websocket;
 mod wire;
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use tokio::sync::mpsc::UnboundedSender;
@@ -38,7 +40,8 @@ use tokio::sync::watch;
 use wacore_binary::{Jid, Node};
 use wacore_libsignal::protocol::KeyPair;
 
-pub use crate::account::{Account, PATIENCE, SEEDED_KEYS};
+pub use crate::account::{Account, SEEDED_KEYS};
+pub use crate::clock::{EPOCH_MS, follow_tokio};
 pub use crate::contact::{Addressing, Contact, Group};
 pub use crate::fault::Fault;
 pub use crate::history::{Chat, PAGE_CAP, Stored, Via};
@@ -136,6 +139,17 @@ impl Double {
     /// Removes all faults from the wire.
     pub fn heal(&self) {
         self.with(|state| state.faults.clear());
+    }
+
+    /// How long the waiting methods of this world wait before they panic. 20 seconds at first; a
+    /// test under a paused clock, where waiting costs nothing, may want more.
+    pub fn set_patience(&self, patience: Duration) {
+        self.with(|state| state.patience = patience);
+    }
+
+    /// See [`set_patience`](Self::set_patience).
+    pub fn patience(&self) -> Duration {
+        self.with(|state| state.patience)
     }
 
     /// Makes the server unreachable for new connections, or reachable again.

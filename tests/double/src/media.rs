@@ -22,6 +22,19 @@ impl MediaHost {
         self.double.with(|state| state.blobs.failures.extend(codes));
     }
 
+    /// Answers with files again.
+    pub fn heal(&self) {
+        self.double.with(|state| state.blobs.failures.clear());
+    }
+
+    /// Waits until there have been this many requests. Panics when the world's patience is over.
+    pub async fn wait_requests(&self, count: usize) {
+        let enough = self.double.until(|state| (state.blobs.requests >= count).then_some(()));
+        if tokio::time::timeout(self.double.patience(), enough).await.is_err() {
+            panic!("waited in vain for {count} requests; there were {}", self.requests());
+        }
+    }
+
     /// How many requests there have been.
     pub fn requests(&self) -> usize {
         self.double.with(|state| state.blobs.requests)

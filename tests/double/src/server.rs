@@ -37,6 +37,8 @@ pub(crate) struct State {
     pub(crate) faults: Faults,
     /// By id
     pub(crate) groups: BTreeMap<String, GroupState>,
+    /// How long tests wait
+    pub(crate) patience: Duration,
     /// Contacts by phone number
     pub(crate) people: BTreeMap<String, Person>,
     /// While true, nobody can connect
@@ -115,6 +117,7 @@ impl State {
             connections: BTreeMap::new(),
             faults: Faults::default(),
             groups: BTreeMap::new(),
+            patience: Duration::from_secs(20),
             people: BTreeMap::new(),
             unreachable: false,
             static_key: KeyPair::generate(&mut rng),

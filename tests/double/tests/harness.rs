@@ -6,13 +6,14 @@ use tokio::sync::watch;
 use wacore::store::InMemoryBackend;
 use wacore::store::traits::Backend;
 use wacore::types::events::{Event, EventHandler, InboundMessage};
-use whatsapp_double::{Account, Double, MemoryTransport, PATIENCE};
+use whatsapp_double::{Account, Double, MemoryTransport};
 use whatsapp_rust::bot::{Bot, BotHandle};
 use whatsapp_rust::transport::TransportFactory;
 use whatsapp_rust::{Client as WhatsApp, InboundDurabilityHook, TokioRuntime};
 
 /// An account of a fresh world
 pub(crate) fn world() -> (Double, Account) {
+    assert!(whatsapp_double::follow_tokio());
     let double = Double::new();
     let account = double.account("15550000001", "100000000000001");
     (double, account)
@@ -23,6 +24,7 @@ pub(crate) fn empty_backend() -> Arc<dyn Backend> {
 }
 
 pub(crate) struct Client {
+    double: Double,
     handle: BotHandle,
     events: Arc<Events>,
 }
@@ -65,7 +67,7 @@ impl Client {
             builder = builder.with_inbound_durability_hook(Hook(hook));
         }
         let handle = builder.build().await.unwrap().spawn();
-        Self { handle, events }
+        Self { double: double.clone(), handle, events }
     }
 
     pub(crate) fn api(&self) -> Arc<WhatsApp> {
@@ -93,7 +95,7 @@ impl Client {
                 count.changed().await.unwrap();
             }
         };
-        match tokio::time::timeout(PATIENCE, found).await {
+        match tokio::time::timeout(self.double.patience(), found).await {
             Ok(found) => found,
             Err(_) => panic!("waited in vain for {what}; events: {:?}", self.events()),
         }
@@ -138,7 +140,9 @@ impl Client {
 
     /// Waits until the client gives up for good.
     pub(crate) async fn ended(self) {
-        tokio::time::timeout(PATIENCE, self.handle).await.expect("the client goes on");
+        tokio::time::timeout(self.double.patience(), self.handle)
+            .await
+            .expect("the client goes on");
     }
 
     pub(crate) async fn stop(self) {
