@@ -1,6 +1,7 @@
 //! A WhatsApp account as the tests handle it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -14,7 +15,6 @@ use wacore_libsignal::protocol::KeyPair;
 use wacore_libsignal::store::record_helpers::new_pre_key_record;
 use whatsapp_rust::transport::DisconnectReason;
 
-use crate::Double;
 use crate::contact::{Addressing, Contact, Group, Person};
 use crate::keys::{KeyBundle, SignedKey};
 use crate::log::Seen;
@@ -23,6 +23,7 @@ use crate::phone::Phone;
 use crate::server::{CompanionState, ConnectionId, GroupState, logged_out};
 use crate::signal::SignalDevice;
 use crate::stanza::stream_error;
+use crate::{Double, pair_code};
 
 /// How many one-time keys a seeded device has at the server
 pub const SEEDED_KEYS: u32 = 30;
@@ -73,16 +74,16 @@ impl Account {
         device.next_pre_key_id = SEEDED_KEYS + 1;
         device.first_unupload_pre_key_id = SEEDED_KEYS + 1;
         device.server_has_prekeys = true;
-        let bundle = KeyBundle {
-            registration_id: device.registration_id,
-            identity: device.identity_key.public_key.public_key_bytes().to_vec(),
-            signed: SignedKey {
+        let bundle = KeyBundle::new(
+            device.registration_id,
+            device.identity_key.public_key.public_key_bytes().to_vec(),
+            SignedKey {
                 id: device.signed_pre_key_id,
                 public: device.signed_pre_key.public_key.public_key_bytes().to_vec(),
                 signature: device.signed_pre_key_signature.to_vec(),
             },
-            one_time: keys.into_iter().collect(),
-        };
+            keys.into_iter().collect(),
+        );
         self.double.with(|state| {
             let companions = &mut state.account(&self.key()).companions;
             companions.get_mut(&number).expect("just registered").keys = Some(bundle);
@@ -100,15 +101,31 @@ impl Account {
         self.double.with(|state| state.scan(&self.key(), code))
     }
 
+    /// The owner types a pairing code in on the phone, which links the device that shows it. A
+    /// wrong code is not noticed here; as in reality, nothing more happens then.
+    ///
+    /// Fails if no device waits to be linked to this account's number.
+    pub fn enter_code(&self, code: &str) -> Result<()> {
+        pair_code::enter(&self.double, &self.key(), code)
+    }
+
+    /// Puts a stanza of the test's own making into the queues of all companions. It leaves them
+    /// when it is acknowledged.
+    pub fn push(&self, stanza: &Node) {
+        self.double.with(|state| state.post_plain(&self.key(), stanza));
+    }
+
     /// Makes a contact with this phone number and LID known to the world, or finds it again.
     pub fn contact(&self, pn: &str, lid: &str) -> Contact {
         let (pn, lid) = (Jid::pn(pn), Jid::lid(lid));
         self.double.with(|state| {
+            state.directory.learn(&pn, &lid);
             state.people.entry(pn.user.to_string()).or_insert_with(|| Person {
                 pn: pn.clone(),
                 lid: lid.clone(),
                 name: format!("Contact {}", pn.user),
                 addressing: Addressing::Pn,
+                answers_retries: true,
                 signal: SignalDevice::new(),
             });
         });
@@ -136,7 +153,11 @@ impl Account {
     /// Waits until something seen, now or earlier, satisfies `pick`. Panics when the
     /// world's patience is over, saying `what` it waited for.
     pub async fn wait<T>(&self, what: &str, pick: impl Fn(&Seen) -> Option<T>) -> T {
-        self.wait_for_log(what, |log| log.iter().find_map(&pick)).await
+        let seen = AtomicUsize::new(0);
+        self.wait_for_log(what, |log| {
+            log[seen.swap(log.len(), Ordering::Relaxed)..].iter().find_map(&pick)
+        })
+        .await
     }
 
     /// Waits like [`wait`](Self::wait), for a condition over the whole log.

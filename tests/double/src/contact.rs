@@ -42,6 +42,8 @@ pub(crate) struct Person {
     pub(crate) lid: Jid,
     pub(crate) name: String,
     pub(crate) addressing: Addressing,
+    /// Whether it sends again what a companion could not read
+    pub(crate) answers_retries: bool,
     pub(crate) signal: SignalDevice,
 }
 
@@ -63,6 +65,11 @@ impl Contact {
     /// Chooses which id the following direct messages come from. The default is the phone number.
     pub fn set_addressing(&self, addressing: Addressing) {
         self.double.with(|state| self.person(state).addressing = addressing);
+    }
+
+    /// Chooses whether they send again what a companion could not read. The default is yes.
+    pub fn answer_retries(&self, answer: bool) {
+        self.double.with(|state| self.person(state).answers_retries = answer);
     }
 
     /// Sends a text to the account now; returns its id.

@@ -4,17 +4,17 @@ use anyhow::{Context, Result};
 use buffa::MessageField;
 use wacore::messages::MessageUtils;
 use wacore_binary::builder::NodeBuilder;
-use wacore_binary::{Jid, Node};
+use wacore_binary::{Jid, Node, SERVER_JID};
 use waproto::whatsapp::{self as wa, message::SenderKeyDistributionMessage};
 
-use crate::contact::{Addressing, Person};
+use crate::contact::{Addressing, Person, now};
 use crate::log::{Receipt, Seen};
 use crate::server::{ConnectionId, Login, Stage, State};
 use crate::signal::Encrypted;
 use crate::stanza::{attribute, jid};
 
 /// Who wrote a message
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Sender {
     /// A contact, by phone number
     Contact(String),
@@ -63,8 +63,9 @@ impl State {
             .expect("a companion with keys can be written to");
         let Some(companion) = self.account(account).companions.get_mut(&device) else { return };
         companion.queue.push(stanza);
-        companion.letters.insert(letter.id.clone(), (sender.clone(), letter.clone()));
+        companion.letters.insert((letter.id.clone(), sender.clone()), letter.clone());
         self.flush(account, device);
+        self.warn_of_few_keys(account, device);
     }
 
     /// Queues a stanza that needs no encryption, such as a receipt.
@@ -148,31 +149,41 @@ impl State {
     }
 
     fn confirm(&mut self, account: &str, device: u16, receipt: &Receipt) {
-        let addresses: Vec<Jid> = receipt.to.iter().flat_map(|to| self.both_forms(to)).collect();
-        let authors: Vec<Jid> =
-            receipt.participant.iter().flat_map(|author| self.both_forms(author)).collect();
-        let Some(companion) = self.account(account).companions.get_mut(&device) else { return };
+        // This one comes on top of the receipt for the message that announced the history.
+        if receipt.kind == "hist_sync" {
+            return;
+        }
+        let Self { accounts, directory, .. } = self;
+        let address = receipt.to.as_ref().map(|to| directory.key(to));
+        let author = receipt.participant.as_ref().map(|author| directory.key(author));
+        let companion = accounts.get_mut(account).and_then(|a| a.companions.get_mut(&device));
+        let Some(companion) = companion else { return };
         companion.queue.confirm(|stanza| {
-            let covered = attribute(stanza, "id").is_some_and(|id| receipt.ids.contains(&id));
-            let from = jid(stanza, "from").map(Jid::into_non_ad);
-            let author = jid(stanza, "participant").map(Jid::into_non_ad);
+            let key = |name| jid(stanza, name).map(|jid| directory.key(&jid));
+            let written_by = key("participant");
             stanza.tag == "message"
-                && covered
-                && from.is_some_and(|from| addresses.contains(&from))
-                && author.is_none_or(|author| authors.contains(&author))
+                && attribute(stanza, "id").is_some_and(|id| receipt.ids.contains(&id))
+                && key("from") == address
+                && (written_by.is_none() || written_by == author)
         });
         if receipt.kind != "retry" {
-            for id in &receipt.ids {
-                companion.letters.remove(id);
-            }
+            companion.letters.retain(|(id, _), _| !receipt.ids.contains(id));
         }
     }
 
     /// Encrypts a message anew, for a session that the companion could not use.
     fn retry(&mut self, account: &str, device: u16, message: &str, node: &Node) {
+        let author = jid(node, "participant").or_else(|| jid(node, "to"));
+        let Some(author) = author.map(|author| self.directory.key(&author)) else { return };
+        let sender = match self.people.get(author.user.as_str()) {
+            Some(person) if person.answers_retries => Sender::Contact(author.user.to_string()),
+            Some(_) => return,
+            None => Sender::Phone,
+        };
         let address = self.account(account).pn.with_device(device);
         let Some(companion) = self.account(account).companions.get_mut(&device) else { return };
-        let Some((sender, letter)) = companion.letters.get(message).cloned() else { return };
+        let letter = companion.letters.get(&(message.to_owned(), sender.clone())).cloned();
+        let Some(letter) = letter else { return };
         let Some(keys) = &mut companion.keys else { return };
         let bundle = match node.get_optional_child("keys") {
             Some(fresh) => keys.from_receipt(fresh),
@@ -187,6 +198,24 @@ impl State {
         if signal.open_session(&address, &bundle).is_ok() {
             self.post_to(account, device, &sender, &letter);
         }
+    }
+
+    /// Asks a companion for more one-time keys when few are left.
+    fn warn_of_few_keys(&mut self, account: &str, device: u16) {
+        let companion = self.account(account).companions.get_mut(&device);
+        let keys = companion.and_then(|companion| companion.keys.as_mut());
+        let Some(left) = keys.and_then(|keys| keys.running_low()) else { return };
+        let id = self.new_id();
+        let notification = NodeBuilder::new("notification")
+            .attr("from", SERVER_JID)
+            .attr("id", id)
+            .attr("t", now())
+            .attr("type", "encrypt")
+            .children([NodeBuilder::new("count").attr("value", left).build()])
+            .build();
+        let Some(companion) = self.account(account).companions.get_mut(&device) else { return };
+        companion.queue.push(notification);
+        self.flush(account, device);
     }
 
     fn seal(
@@ -259,17 +288,6 @@ impl State {
             }
         }
         Ok(stanza.children(parts.into_iter().map(enc)).build())
-    }
-
-    /// An address without its device, in its phone number and LID forms as far as known.
-    fn both_forms(&self, address: &Jid) -> Vec<Jid> {
-        let address = address.to_non_ad();
-        let accounts = self.accounts.values().map(|account| (&account.pn, &account.lid));
-        let people = self.people.values().map(|person| (&person.pn, &person.lid));
-        accounts
-            .chain(people)
-            .find(|(pn, lid)| **pn == address || **lid == address)
-            .map_or_else(|| vec![address.clone()], |(pn, lid)| vec![pn.clone(), lid.clone()])
     }
 }
 

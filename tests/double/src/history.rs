@@ -123,7 +123,7 @@ impl Chat {
     }
 
     /// In groups the author is a field of the row and not of its key.
-    fn row(&self, stored: &Stored) -> wa::WebMessageInfo {
+    pub(crate) fn row(&self, stored: &Stored) -> wa::WebMessageInfo {
         wa::WebMessageInfo {
             key: MessageField::some(wa::MessageKey {
                 remote_jid: Some(self.jid.to_string()),

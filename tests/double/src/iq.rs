@@ -10,7 +10,7 @@ use waproto::whatsapp as wa;
 
 use crate::keys::{KeyBundle, uploaded_ids};
 use crate::log::Seen;
-use crate::server::{ConnectionId, Login, Phase, State};
+use crate::server::{ConnectionId, Login, State};
 use crate::stanza::{attribute, error, jid, result, stream_error};
 
 impl State {
@@ -21,9 +21,8 @@ impl State {
             return self.pairing_answered(id, iq);
         }
         let Some(login) = self.login(id) else {
-            // A device that is being paired only pings.
-            if matches!(self.connections.get(&id).map(|c| &c.phase), Some(Phase::Pairing(_))) {
-                self.send(id, result(&stanza, Vec::new()));
+            if self.candidate(id).is_some() {
+                self.pairing_asked(id, &stanza, iq);
             }
             return;
         };
@@ -121,7 +120,7 @@ impl State {
     }
 
     fn bundle_of(&mut self, jid: Jid) -> Result<Option<Node>> {
-        let key = self.chat_key(&jid);
+        let key = self.directory.key(&jid);
         let user = key.user.as_str();
         let (bundle, identity) = if jid.device != 0 {
             let account = self.accounts.get_mut(user);

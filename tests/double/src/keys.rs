@@ -16,7 +16,12 @@ pub(crate) struct KeyBundle {
     pub(crate) signed: SignedKey,
     /// By id: a client may upload the same window twice, and a key handed out twice is undecryptable
     pub(crate) one_time: BTreeMap<u32, Vec<u8>>,
+    /// Whether the owner has been told that few keys are left
+    warned: bool,
 }
+
+/// The server asks for more keys when fewer are left
+const FEW_KEYS: usize = 5;
 
 pub(crate) struct SignedKey {
     pub(crate) id: u32,
@@ -50,6 +55,26 @@ impl KeyBundle {
             identity,
             signed: SignedKey::parse(skey),
             one_time,
+            warned: false,
+        })
+    }
+
+    pub(crate) fn new(
+        registration_id: u32,
+        identity: Vec<u8>,
+        signed: SignedKey,
+        one_time: BTreeMap<u32, Vec<u8>>,
+    ) -> Self {
+        Self { registration_id, identity, signed, one_time, warned: false }
+    }
+
+    /// How many keys are left, if they are few and this was not said before.
+    pub(crate) fn running_low(&mut self) -> Option<usize> {
+        let left = self.one_time.len();
+        let low = left < FEW_KEYS && !self.warned;
+        low.then(|| {
+            self.warned = true;
+            left
         })
     }
 
@@ -79,6 +104,7 @@ impl KeyBundle {
             identity: child_bytes(keys, "identity").to_vec(),
             signed,
             one_time: BTreeMap::new(),
+            warned: true,
         }
         .bundle(Some((child_number(key, "id").into(), public)))
     }

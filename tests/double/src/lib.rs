@@ -13,6 +13,7 @@ mod chain;
 mod clock;
 mod contact;
 mod delivery;
+mod directory;
 mod fault;
 mod history;
 mod iq;
@@ -21,6 +22,7 @@ mod log;
 mod media;
 mod memory;
 mod noise;
+mod pair_code;
 mod pairing;
 mod phone;
 mod queue;
@@ -111,7 +113,10 @@ impl Double {
             log: Vec::new(),
             refusal: None,
         };
-        let taken = self.with(|world| world.accounts.insert(pn.user.to_string(), state)).is_some();
+        let taken = self.with(|world| {
+            world.directory.learn(&pn, &lid);
+            world.accounts.insert(pn.user.to_string(), state).is_some()
+        });
         assert!(!taken, "the phone number is taken");
         Account::new(self.clone(), pn, lid)
     }

@@ -27,6 +27,8 @@ pub enum Seen {
         /// How it authenticated the server
         handshake: Handshake,
     },
+    /// It was given a code on the phone that was not its own, so the phone could not open its keys
+    CodeRefused,
     /// Its connection ended
     Disconnected {
         /// Its number
@@ -64,6 +66,11 @@ pub enum Seen {
     },
     /// It sent a receipt
     Receipt(Receipt),
+    /// It asked the phone for a message that it could not read
+    ResendAsked {
+        /// The message's id
+        id: String,
+    },
     /// It tried to log in and was refused
     Refused {
         /// Its number

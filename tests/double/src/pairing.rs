@@ -15,7 +15,8 @@ use waproto::whatsapp as wa;
 
 use crate::log::Seen;
 use crate::noise::Session;
-use crate::server::{CompanionState, Connection, ConnectionId, Phase, State, logged_out};
+use crate::pair_code::CodeOffer;
+use crate::server::{CompanionState, ConnectionId, Phase, State, logged_out};
 use crate::signal::SignalDevice;
 use crate::stanza::{attribute, bytes, leaf, stream_error};
 
@@ -23,13 +24,15 @@ use crate::stanza::{attribute, bytes, leaf, stream_error};
 /// told at once may still be busy with the pairing and tear its new connection down again.
 const RESTART_DELAY: Duration = Duration::from_millis(50);
 
-/// A device that shows a QR code
+/// A device that wants to be linked
 pub(crate) struct Candidate {
     noise_static: [u8; 32],
-    identity: Vec<u8>,
+    pub(crate) identity: Vec<u8>,
     props: wa::DeviceProps,
     refs: Vec<String>,
-    /// Set once a phone has scanned the code
+    /// Set if it also shows a pairing code
+    pub(crate) code: Option<CodeOffer>,
+    /// Set once a phone has accepted it
     accepted: Option<Accepted>,
 }
 
@@ -67,6 +70,13 @@ impl Identity {
 }
 
 impl State {
+    pub(crate) fn candidate(&mut self, id: ConnectionId) -> Option<&mut Candidate> {
+        match &mut self.connections.get_mut(&id)?.phase {
+            Phase::Pairing(candidate) => Some(candidate),
+            Phase::LoggedIn(_) | Phase::Refused => None,
+        }
+    }
+
     /// Offers QR codes to a client that registers.
     pub(crate) fn offer_pairing(&mut self, id: ConnectionId, session: &Session) {
         let Some(data) = session.payload.device_pairing_data.as_option() else {
@@ -79,6 +89,7 @@ impl State {
             identity: data.e_ident.clone().unwrap_or_default(),
             props: wa::DeviceProps::decode_from_slice(props).unwrap_or_default(),
             refs: refs.clone(),
+            code: None,
             accepted: None,
         };
         if let Some(connection) = self.connections.get_mut(&id) {
@@ -97,25 +108,29 @@ impl State {
         let secret = code.split(',').nth(3).context("a QR code without ADV secret")?;
         let secret = BASE64_STANDARD.decode(secret)?;
         let (id, candidate) = self
-            .connections
-            .iter()
-            .find_map(|(id, connection)| match &connection.phase {
-                Phase::Pairing(candidate) if candidate.refs.contains(&reference) => {
-                    Some((*id, candidate))
-                }
-                _ => None,
-            })
+            .candidates()
+            .find(|(_, candidate)| candidate.refs.contains(&reference))
             .context("the QR code has expired")?;
         ensure!(candidate.noise_static == noise, "the QR code shows another Noise key");
         ensure!(candidate.identity == identity, "the QR code shows another identity key");
+        self.accept_pairing(id, account, &secret)
+    }
 
+    /// The phone vouches for a device that it shares `secret` with.
+    pub(crate) fn accept_pairing(
+        &mut self,
+        id: ConnectionId,
+        account: &str,
+        secret: &[u8],
+    ) -> Result<()> {
+        let identity = self.candidate(id).context("not being linked")?.identity.clone();
         let stanza = self.new_id();
         let owner = self.account(account);
         owner.last_device += 1;
         let device = owner.last_device;
         let Identity { details, signed } = Identity::issue(&owner.phone.signal, device, &identity)?;
         let signed = signed.encode_to_vec();
-        let mut mac = Hmac::<Sha256>::new_from_slice(&secret)?;
+        let mut mac = Hmac::<Sha256>::new_from_slice(secret)?;
         mac.update(&signed);
         let container = wa::ADVSignedDeviceIdentityHMAC {
             details: Some(signed),
@@ -134,9 +149,7 @@ impl State {
             .build();
         let accepted = Accepted { account: account.to_owned(), device, stanza, details };
         let iq = pairing_iq(&accepted.stanza, success);
-        if let Some(Connection { phase: Phase::Pairing(candidate), .. }) =
-            self.connections.get_mut(&id)
-        {
+        if let Some(candidate) = self.candidate(id) {
             candidate.accepted = Some(accepted);
         }
         self.send(id, iq);
@@ -145,10 +158,7 @@ impl State {
 
     /// The device accepted the pairing, or refused it.
     pub(crate) fn pairing_answered(&mut self, id: ConnectionId, iq: &Node) {
-        let Some(Connection { phase: Phase::Pairing(candidate), .. }) = self.connections.get(&id)
-        else {
-            return;
-        };
+        let Some(candidate) = self.candidate(id) else { return };
         let Some(accepted) = &candidate.accepted else { return };
         if attribute(iq, "id").as_deref() != Some(&accepted.stanza) {
             return;
@@ -160,10 +170,10 @@ impl State {
         else {
             return self.end_stream(id, stream_error(Some(401), None));
         };
+        let props = Box::new(candidate.props.clone());
         let mut companion = CompanionState::new(candidate.noise_static, bytes(identity).to_vec());
         companion.fresh = true;
         let (account, device) = (accepted.account.clone(), accepted.device);
-        let props = Box::new(candidate.props.clone());
         self.account(&account).companions.insert(device, companion);
         self.saw(&account, Seen::Paired { device, props });
         self.after(RESTART_DELAY, move |state| {

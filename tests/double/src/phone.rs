@@ -4,10 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use buffa::MessageField;
+use buffa::{Message, MessageField};
 use wacore_binary::Jid;
 use waproto::whatsapp as wa;
 use waproto::whatsapp::history_sync::HistorySyncType;
+use waproto::whatsapp::message::peer_data_operation_request_response_message::PeerDataOperationResult;
+use waproto::whatsapp::message::peer_data_operation_request_response_message::peer_data_operation_result::PlaceholderMessageResendResponse;
 use waproto::whatsapp::message::protocol_message::Type;
 
 use crate::contact::now;
@@ -50,7 +52,20 @@ pub(crate) struct PhoneState {
     answer_via: Via,
     offline: bool,
     /// Requests that arrived while it was offline
-    waiting: Vec<(u16, HistoryRequest)>,
+    waiting: Vec<(u16, Asked)>,
+    /// Whether it gives out messages that a companion could not read
+    resends: bool,
+}
+
+/// What a companion wants from its phone
+enum Asked {
+    History(HistoryRequest),
+    Resend {
+        /// The request's id
+        id: String,
+        chat: String,
+        message: String,
+    },
 }
 
 impl PhoneState {
@@ -63,6 +78,7 @@ impl PhoneState {
             answer_via: Via::Inline,
             offline: false,
             waiting: Vec::new(),
+            resends: true,
         }
     }
 }
@@ -75,7 +91,7 @@ impl Phone {
     /// What a chat holds, by either form of its id. Panics if there is no such chat.
     pub fn chat(&self, jid: &Jid) -> Chat {
         self.double.with(|state| {
-            let key = state.chat_key(jid).to_string();
+            let key = state.directory.key(jid).to_string();
             state.account(&self.account).phone.chats.get(&key).expect("no such chat").clone()
         })
     }
@@ -151,7 +167,7 @@ impl Phone {
     pub fn history_of(&self, sync_type: HistorySyncType, chats: &[Jid]) -> wa::HistorySync {
         self.double.with(|state| {
             let keys: Vec<String> =
-                chats.iter().map(|jid| state.chat_key(jid).to_string()).collect();
+                chats.iter().map(|jid| state.directory.key(jid).to_string()).collect();
             let phone = &state.account(&self.account).phone;
             let chats = keys.iter().filter_map(|key| phone.chats.get(key));
             history(sync_type, chats)
@@ -193,14 +209,20 @@ impl Phone {
         self.double.with(|state| state.account(&self.account).phone.answer_via = via);
     }
 
+    /// Chooses whether the phone gives out messages that a companion could not read and asked for.
+    /// The default is yes.
+    pub fn set_resends(&self, resends: bool) {
+        self.double.with(|state| state.account(&self.account).phone.resends = resends);
+    }
+
     /// Takes the phone off the network or brings it back. Requests wait for it meanwhile.
     pub fn set_online(&self, online: bool) {
         self.double.with(|state| {
             let phone = &mut state.account(&self.account).phone;
             phone.offline = !online;
             if online {
-                for (device, request) in std::mem::take(&mut phone.waiting) {
-                    state.history_asked(&self.account, device, request);
+                for (device, asked) in std::mem::take(&mut phone.waiting) {
+                    state.phone_asked(&self.account, device, asked);
                 }
             }
         });
@@ -208,16 +230,8 @@ impl Phone {
 }
 
 impl State {
-    /// The chat an address belongs to: without device, and as phone number if it is known.
-    pub(crate) fn chat_key(&self, jid: &Jid) -> Jid {
-        let jid = jid.to_non_ad();
-        let accounts = self.accounts.values().map(|account| (&account.lid, &account.pn));
-        let people = self.people.values().map(|person| (&person.lid, &person.pn));
-        accounts.chain(people).find(|(lid, _)| **lid == jid).map_or(jid, |(_, pn)| pn.clone())
-    }
-
     pub(crate) fn chat(&mut self, account: &str, jid: &Jid) -> &mut Chat {
-        let key = self.chat_key(jid);
+        let key = self.directory.key(jid);
         let lid = self.people.get(key.user.as_str()).map(|person| person.lid.clone());
         let lid = lid.filter(|_| key.is_pn());
         let chats = &mut self.account(account).phone.chats;
@@ -269,27 +283,82 @@ impl State {
         let request = message
             .protocol_message
             .as_option()
-            .and_then(|protocol| protocol.peer_data_operation_request_message.as_option())
-            .and_then(|request| request.history_sync_on_demand_request.as_option());
-        let Some(asked) = request else { return };
-        let request = HistoryRequest {
-            id: id.to_owned(),
-            chat: asked.chat_jid.clone().unwrap_or_default(),
-            anchor: asked.oldest_msg_id.clone().unwrap_or_default(),
-            anchor_from_me: asked.oldest_msg_from_me.unwrap_or_default(),
-            anchor_timestamp: asked.oldest_msg_timestamp_ms.unwrap_or_default(),
-            count: asked.on_demand_msg_count.unwrap_or_default(),
+            .and_then(|protocol| protocol.peer_data_operation_request_message.as_option());
+        let Some(request) = request else { return };
+        let mut asked = Vec::new();
+        if let Some(history) = request.history_sync_on_demand_request.as_option() {
+            let request = HistoryRequest {
+                id: id.to_owned(),
+                chat: history.chat_jid.clone().unwrap_or_default(),
+                anchor: history.oldest_msg_id.clone().unwrap_or_default(),
+                anchor_from_me: history.oldest_msg_from_me.unwrap_or_default(),
+                anchor_timestamp: history.oldest_msg_timestamp_ms.unwrap_or_default(),
+                count: history.on_demand_msg_count.unwrap_or_default(),
+            };
+            self.saw(account, Seen::HistoryAsked(request.clone()));
+            asked.push(Asked::History(request));
+        }
+        for resend in &request.placeholder_message_resend_request {
+            let key = &resend.message_key;
+            let chat = key.remote_jid.clone().unwrap_or_default();
+            let message = key.id.clone().unwrap_or_default();
+            self.saw(account, Seen::ResendAsked { id: message.clone() });
+            asked.push(Asked::Resend { id: id.to_owned(), chat, message });
+        }
+        for asked in asked {
+            self.phone_asked(account, device, asked);
+        }
+    }
+
+    fn phone_asked(&mut self, account: &str, device: u16, asked: Asked) {
+        let phone = &mut self.account(account).phone;
+        if phone.offline {
+            return phone.waiting.push((device, asked));
+        }
+        match asked {
+            Asked::History(request) => self.history_asked(account, device, request),
+            Asked::Resend { id, chat, message } => {
+                self.resend_asked(account, device, id, &chat, &message)
+            }
+        }
+    }
+
+    /// Gives a companion the message it could not read, in the clear.
+    fn resend_asked(&mut self, account: &str, device: u16, id: String, chat: &str, message: &str) {
+        let Ok(jid) = chat.parse::<Jid>() else { return };
+        let key = self.directory.key(&jid).to_string();
+        let phone = &self.account(account).phone;
+        let row = phone
+            .chats
+            .get(&key)
+            .filter(|_| phone.resends)
+            .and_then(|chat| Some(chat.row(chat.messages.iter().find(|m| m.id == message)?)));
+        let Some(row) = row else { return };
+        let result = PeerDataOperationResult {
+            placeholder_message_resend_response: MessageField::some(
+                PlaceholderMessageResendResponse {
+                    web_message_info_bytes: Some(row.encode_to_vec()),
+                },
+            ),
+            ..Default::default()
         };
-        self.saw(account, Seen::HistoryAsked(request.clone()));
-        self.history_asked(account, device, request);
+        let response = wa::message::PeerDataOperationRequestResponseMessage {
+            peer_data_operation_request_type: Some(
+                wa::message::PeerDataOperationRequestType::PLACEHOLDER_MESSAGE_RESEND,
+            ),
+            stanza_id: Some(id),
+            peer_data_operation_result: vec![result],
+        };
+        let message = wa::message::ProtocolMessage {
+            r#type: Some(Type::PEER_DATA_OPERATION_REQUEST_RESPONSE_MESSAGE),
+            peer_data_operation_request_response_message: MessageField::some(response),
+            ..Default::default()
+        };
+        self.send_peer(account, Some(device), message);
     }
 
     fn history_asked(&mut self, account: &str, device: u16, request: HistoryRequest) {
         let phone = &mut self.account(account).phone;
-        if phone.offline {
-            phone.waiting.push((device, request));
-            return;
-        }
         let answer = phone.answers.pop_front().unwrap_or_else(|| phone.answer.clone());
         match answer {
             Answer::After(delay) => {
@@ -310,7 +379,7 @@ impl State {
 
     fn answer_history(&mut self, account: &str, device: u16, request: &HistoryRequest) {
         let Ok(jid) = request.chat.parse::<Jid>() else { return };
-        let key = self.chat_key(&jid).to_string();
+        let key = self.directory.key(&jid).to_string();
         let phone = &self.account(account).phone;
         let via = phone.answer_via;
         let page = phone.chats.get(&key).and_then(|chat| {

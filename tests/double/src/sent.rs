@@ -147,7 +147,7 @@ impl State {
 
     /// The device behind an address, and its phone number.
     fn reader(&mut self, account: &str, address: &Jid) -> Option<(&mut SignalDevice, Jid)> {
-        let key = self.chat_key(address);
+        let key = self.directory.key(address);
         let owner = self.accounts.get_mut(account)?;
         if owner.pn == key {
             return Some((&mut owner.phone.signal, key));

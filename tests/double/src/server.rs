@@ -15,6 +15,7 @@ use whatsapp_rust::transport::DisconnectReason;
 use crate::World;
 use crate::contact::Person;
 use crate::delivery::{Letter, Sender};
+use crate::directory::Directory;
 use crate::fault::{Effect, Faults, Side, corrupted};
 use crate::history::Blobs;
 use crate::keys::KeyBundle;
@@ -37,6 +38,7 @@ pub(crate) struct State {
     pub(crate) faults: Faults,
     /// By id
     pub(crate) groups: BTreeMap<String, GroupState>,
+    pub(crate) directory: Directory,
     /// How long tests wait
     pub(crate) patience: Duration,
     /// Contacts by phone number
@@ -67,8 +69,8 @@ pub(crate) struct CompanionState {
     pub(crate) keys: Option<KeyBundle>,
     pub(crate) queue: Queue,
     pub(crate) connection: Option<ConnectionId>,
-    /// What was sent and may be asked for again, by message id
-    pub(crate) letters: BTreeMap<String, (Sender, Letter)>,
+    /// What was sent and may be asked for again, by message id and sender
+    pub(crate) letters: BTreeMap<(String, Sender), Letter>,
     /// True until the phone has greeted it after pairing
     pub(crate) fresh: bool,
 }
@@ -117,6 +119,7 @@ impl State {
             connections: BTreeMap::new(),
             faults: Faults::default(),
             groups: BTreeMap::new(),
+            directory: Directory::default(),
             patience: Duration::from_secs(20),
             people: BTreeMap::new(),
             unreachable: false,

@@ -11,8 +11,8 @@ use wacore_binary::Jid;
 use wacore_libsignal::protocol::{
     CiphertextMessage, CiphertextMessageType, Direction, GenericSignedPreKey, IdentityChange,
     IdentityKey, IdentityKeyPair, IdentityKeyStore, KeyPair, PreKeyBundle, PreKeyId, PreKeyRecord,
-    PreKeySignalMessage, PreKeyStore, ProtocolAddress, SenderKeyDistributionMessage, SenderKeyName,
-    SenderKeyRecord, SenderKeyStore, SessionRecord, SessionStore, SignalMessage,
+    PreKeySignalMessage, PreKeyStore, ProtocolAddress, PublicKey, SenderKeyDistributionMessage,
+    SenderKeyName, SenderKeyRecord, SenderKeyStore, SessionRecord, SessionStore, SignalMessage,
     SignalProtocolError, SignedPreKeyId, SignedPreKeyRecord, SignedPreKeyStore, Timestamp,
     UsePQRatchet, create_sender_key_distribution_message, group_decrypt, group_encrypt,
     message_decrypt, message_encrypt, process_prekey_bundle,
@@ -78,6 +78,12 @@ impl SignalDevice {
         let key = self.identities.own.private_key();
         let signature = key.calculate_signature_for_multipart_message(parts, &mut rand::rng())?;
         Ok(signature.to_vec())
+    }
+
+    /// The secret shared with a device, from both identity keys.
+    pub(crate) fn agree(&self, their_identity: &[u8]) -> Result<[u8; 32]> {
+        let their_key = PublicKey::from_djb_public_key_bytes(their_identity)?;
+        Ok(self.identities.own.private_key().calculate_agreement(&their_key)?)
     }
 
     /// A bundle with a one-time key of its own, as the server hands it to one asker.

@@ -64,6 +64,22 @@ async fn what_the_owner_writes_on_the_phone_is_copied() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_phone_gives_out_what_nobody_sends_again() {
+    let (double, account) = world();
+    let contact = account.contact("15550000002", "102");
+    let client = Client::seeded(&double, &account).await;
+    client.connected().await;
+    contact.answer_retries(false);
+    double.inject(whatsapp_double::Fault::corrupt_message());
+    let id = contact.text("garbled");
+    let message = client.message(&id).await;
+    assert_eq!(text_of(&message).as_deref(), Some("garbled"));
+    assert!(message.info.unavailable_request_id.is_some(), "it came from the phone");
+    account.wait_drained().await;
+    client.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_unreadable_message_is_asked_for_again() {
     let (double, account) = world();
     let contact = account.contact("15550000002", "102");

@@ -1,3 +1,4 @@
+use wacore::pair_code::PairCodeOptions;
 use wacore::types::events::Event;
 use whatsapp_double::{Handshake, Seen};
 
@@ -54,6 +55,38 @@ async fn a_device_is_linked_by_qr_code_under_the_real_certificate_chain() {
     client.connected().await;
     let handshakes: Vec<_> = account.log().iter().filter_map(handshake).collect();
     assert_eq!(handshakes.last(), Some(&Handshake::Ik));
+    client.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_device_is_linked_by_a_code_typed_in_on_the_phone() {
+    let (double, account) = world();
+    let backend = empty_backend();
+    let client = Client::start(&double, backend.clone()).await;
+    code(&client).await;
+    assert!(account.enter_code("ABCD-EFGH").is_err(), "no code was asked for yet");
+    let options =
+        PairCodeOptions { phone_number: account.pn().user.to_string(), ..Default::default() };
+    let shown = client.api().pair_with_code(options).await.unwrap();
+    account.enter_code(&shown).unwrap();
+    client.connected().await;
+    let id = account.contact("15550000002", "102").text("welcome");
+    client.message(&id).await;
+    assert_eq!(backend.load().await.unwrap().unwrap().pn, Some(account.pn().with_device(1)));
+    client.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wrong_code_links_nothing() {
+    let (double, account) = world();
+    let client = Client::start(&double, empty_backend()).await;
+    code(&client).await;
+    let options =
+        PairCodeOptions { phone_number: account.pn().user.to_string(), ..Default::default() };
+    let shown = client.api().pair_with_code(options).await.unwrap();
+    account.enter_code(&shown.chars().rev().collect::<String>()).unwrap();
+    account.wait("the refusal", |seen| matches!(seen, Seen::CodeRefused).then_some(())).await;
+    assert!(!account.log().iter().any(|seen| matches!(seen, Seen::Paired { .. })));
     client.stop().await;
 }
 
