@@ -509,10 +509,38 @@ impl WhatsApp {
         self.lines.get(&account).is_some_and(|line| line.linked)
     }
 
+    /// The account and message that an id names, if it is one of WhatsApp's own making.
+    pub fn parse_id(id: &str) -> Option<(u16, MessageRef)> {
+        let digits = id.strip_prefix("3EB0")?.as_bytes().get(..16)?;
+        let mut number = 0_u64;
+        for digit in digits {
+            number = number << 4 | u64::from((*digit as char).to_digit(16)?);
+        }
+        let message = MessageRef { thread: (number >> 32) as u16, index: number as u32 };
+        Some(((number >> 48) as u16, message))
+    }
+
+    /// The message that a client sent under an id of its own.
+    pub fn find_sent(&self, id: &str) -> Option<(u16, MessageRef)> {
+        self.lines.iter().find_map(|(account, line)| Some((*account, *line.sent.get(id)?)))
+    }
+
+    /// Whether a client has sent messages in a conversation.
+    pub fn has_sent(&self, account: u16, thread: u16) -> bool {
+        self.lines
+            .get(&account)
+            .is_some_and(|line| line.sent.values().any(|message| message.thread == thread))
+    }
+
     /// How many messages wait for being acknowledged.
     pub fn waiting(&self, account: u16) -> usize {
         self.lines.get(&account).map_or(0, |line| line.queue.len())
     }
+}
+
+/// What a message says.
+pub fn message_text(account: u16, message: MessageRef) -> SmolStr {
+    format_smolstr!("a{account}t{}m{}", message.thread, message.index)
 }
 
 /// The number of a conversation, from its id.
@@ -605,12 +633,9 @@ impl Line {
         if let Some(sent) = self.sent.get(id) {
             return Some(*sent);
         }
-        let digits = id.strip_prefix("3EB0").filter(|d| d.len() == 16 && d.is_ascii())?;
-        let number = |range: std::ops::Range<usize>| u32::from_str_radix(&digits[range], 16).ok();
-        let message = MessageRef { thread: number(4..8)? as u16, index: number(8..16)? };
+        let (account, message) = WhatsApp::parse_id(id).filter(|_| id.len() == 20)?;
         let thread = self.threads.get(usize::from(message.thread))?;
-        let known = number(0..4)? == u32::from(self.plan.id) && message.index < thread.len();
-        known.then_some(message)
+        (account == self.plan.id && message.index < thread.len()).then_some(message)
     }
 
     fn thread_id(&self, thread: u16) -> Option<ThreadId> {
