@@ -342,6 +342,11 @@ impl Checker {
             .unwrap_or(NOWHERE)
     }
 
+    /// The position of the account whose id `text` begins with; [`NOWHERE`] if there is none.
+    pub fn position_of(&self, text: &str) -> u16 {
+        self.position_in(text)
+    }
+
     fn position(&self, account: u16) -> u16 {
         self.positions.get(usize::from(account)).copied().unwrap_or(NOWHERE)
     }

@@ -15,6 +15,8 @@ pub struct FaultPlan {
     /// By kind, the faults that are on
     active: [Vec<u32>; Kind::COUNT],
     struck: [u64; Kind::COUNT],
+    /// How many are on
+    on: u32,
 }
 
 impl FaultPlan {
@@ -35,6 +37,7 @@ impl FaultPlan {
             passed: 0,
             active: std::array::from_fn(|_| Vec::new()),
             struck: [0; Kind::COUNT],
+            on: 0,
         }
     }
 
@@ -47,8 +50,10 @@ impl FaultPlan {
             let active = &mut self.active[self.faults[i as usize].0.kind.index()];
             if on {
                 active.push(i);
+                self.on += 1;
             } else {
                 active.retain(|a| *a != i);
+                self.on -= 1;
             }
         }
     }
@@ -75,6 +80,11 @@ impl FaultPlan {
         self.active[kind.index()]
             .iter()
             .any(|i| self.faults[*i as usize].0.target.includes(instance, account))
+    }
+
+    /// Whether no fault is on.
+    pub fn is_quiet(&self) -> bool {
+        self.on == 0
     }
 
     /// Counts a fault that the world carried out by itself.

@@ -8,5 +8,7 @@ pub mod queue;
 pub mod report;
 pub mod scenario;
 pub mod store;
+pub mod swarm;
 pub mod trace;
 pub mod whatsapp;
+pub mod world;

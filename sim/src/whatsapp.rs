@@ -511,7 +511,12 @@ impl WhatsApp {
 
     /// The account and message that an id names, if it is one of WhatsApp's own making.
     pub fn parse_id(id: &str) -> Option<(u16, MessageRef)> {
-        let digits = id.strip_prefix("3EB0")?.as_bytes().get(..16)?;
+        let digits = id.strip_prefix("3EB0")?.as_bytes();
+        // Another sender's message with the same id is told apart behind a tilde.
+        if digits.get(16).is_some_and(|next| *next != b'~') {
+            return None;
+        }
+        let digits = digits.get(..16)?;
         let mut number = 0_u64;
         for digit in digits {
             number = number << 4 | u64::from((*digit as char).to_digit(16)?);

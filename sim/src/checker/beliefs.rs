@@ -67,22 +67,28 @@ impl Checker {
                 }
                 _ => Touched::NOTHING,
             },
-            Output::Store(StoreRequest { call: StoreCall::Commit(writes), .. }) => {
-                let mut touched = Touched::NOTHING;
+            Output::Store(StoreRequest { call, .. }) => self.touched_by_call(call),
+            Output::Gateway(_) | Output::Reply(..) | Output::Stopped => Touched::NOTHING,
+        }
+    }
+
+    /// What the answer to a store call may change of its sender's beliefs.
+    pub fn touched_by_call(&self, call: &StoreCall) -> Touched {
+        let mut touched = Touched::NOTHING;
+        match call {
+            StoreCall::Commit(writes) => {
                 for write in writes {
                     touched.and(self.touched_by_path(&write.path));
                 }
-                touched
             }
-            Output::Store(StoreRequest { call: StoreCall::Get(paths), .. }) => {
-                let mut touched = Touched::NOTHING;
+            StoreCall::Get(paths) => {
                 for path in paths {
                     touched.and(self.touched_by_path(path));
                 }
-                touched
             }
-            _ => Touched::NOTHING,
+            StoreCall::Query(_) => {}
         }
+        touched
     }
 
     fn touched_by_path(&self, path: &DocPath) -> Touched {

@@ -66,7 +66,7 @@ impl Checker {
             let before = before.as_deref();
             let (root, rest) = path.split_once('/').unwrap_or((path, ""));
             if root == "threads" {
-                self.message_written(commit.at, &write.path, before, store);
+                self.message_written(&write.path, before, store);
                 continue;
             }
             let after = store.document(&write.path);
@@ -99,6 +99,7 @@ impl Checker {
                 _ => {}
             }
         }
+        self.messages_committed(commit.at);
     }
 
     /// A commit was refused by a precondition although nothing was wrong with the store.

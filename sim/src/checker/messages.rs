@@ -19,12 +19,15 @@ pub(super) struct Messages {
     stored: Vec<Vec<Vec<u64>>>,
     /// By outbox document, under which WhatsApp id it was sent
     sent: BTreeMap<SmolStr, SmolStr>,
+    /// Of the commit that is being looked at
+    created: Vec<(u16, MessageRef)>,
+    gone: Vec<(u16, MessageRef)>,
 }
 
 impl Messages {
     pub(super) fn new(scenario: &Scenario) -> Self {
         let threads = scenario.accounts.iter().map(|a| vec![Vec::new(); usize::from(a.threads)]);
-        Self { stored: threads.collect(), sent: BTreeMap::new() }
+        Self { stored: threads.collect(), ..Self::default() }
     }
 
     fn has(&self, position: u16, message: MessageRef) -> bool {
@@ -51,34 +54,54 @@ impl Messages {
 }
 
 impl Checker {
-    /// A commit wrote to `threads/…`.
-    ///
-    /// S12: no document of a message is deleted, and none is created for a message that has one.
+    /// A commit wrote to `threads/…`: notes which messages have a readable document now, and which
+    /// have lost theirs.
     pub(super) fn message_written(
         &mut self,
-        at: Real,
         path: &DocPath,
         before: Option<&Document>,
         store: &SimStore,
     ) {
         let Some((_, id)) = path.as_str().split_once("/messages/") else { return };
         let Some((account, message)) = WhatsApp::parse_id(id) else { return };
-        let position = self.position(account);
-        match store.document(path) {
-            None => self.violate("S12", at, || format!("a message of account {account} is gone")),
-            Some(after) => {
-                let whole = |doc: &Document| doc.str("placeholder").is_none();
-                if whole(after)
-                    && before.is_none_or(|doc| !whole(doc))
-                    && self.messages.insert(position, message) == Some(false)
-                {
-                    let MessageRef { thread, index } = message;
-                    self.violate("S12", at, || {
-                        format!("account {account}: message {index} of {thread} is stored twice")
-                    });
-                }
+        let whole = |doc: &Document| doc.str("placeholder").is_none();
+        let was = before.is_some_and(whole);
+        let is = store.document(path).is_some_and(|doc| whole(doc));
+        match (was, is) {
+            (false, true) => self.messages.created.push((account, message)),
+            (true, false) => self.messages.gone.push((account, message)),
+            (true, true) | (false, false) => {}
+        }
+    }
+
+    /// A commit that wrote to `threads/…` is done.
+    ///
+    /// S12: no message loses its document, and none gets a second one; it may move.
+    pub(super) fn messages_committed(&mut self, at: Real) {
+        let gone = std::mem::take(&mut self.messages.gone);
+        let created = std::mem::take(&mut self.messages.created);
+        for (account, message) in &gone {
+            if !created.contains(&(*account, *message)) {
+                let MessageRef { thread, index } = *message;
+                self.violate("S12", at, || {
+                    format!("account {account}: message {index} of thread {thread} is gone")
+                });
             }
         }
+        for (account, message) in &created {
+            let position = self.position(*account);
+            let moved = gone.contains(&(*account, *message));
+            if self.messages.insert(position, *message) == Some(false) && !moved {
+                let MessageRef { thread, index } = *message;
+                self.violate("S12", at, || {
+                    format!("account {account}: message {index} of {thread} is stored twice")
+                });
+            }
+        }
+        self.messages.gone = gone;
+        self.messages.gone.clear();
+        self.messages.created = created;
+        self.messages.created.clear();
     }
 
     /// Messages are acknowledged to WhatsApp.
