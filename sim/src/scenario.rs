@@ -4,7 +4,7 @@
 //! instance or an operation, changes no draw of the others: that is what makes shrinking easy.
 
 use backfill_core::id::{AccountId, InstanceId};
-use backfill_core::policy::{Policy, PolicyErrors, Settings};
+use backfill_core::policy::{Credentials, Policy, PolicyErrors, Settings};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -84,6 +84,8 @@ impl Pace {
     pub fn settings(&self, label: InstanceId) -> Settings {
         let mut s =
             if self.shared { Settings::shared(label, "sim") } else { Settings::exclusive(label) };
+        // Every instance can serve every account; files on one host are the shells' business.
+        s.credentials = Credentials::Shared;
         let ms = |target: &mut Duration, value: Option<u64>| {
             if let Some(value) = value {
                 *target = Duration::from_millis(value);
@@ -466,7 +468,9 @@ mod tests {
     #[test]
     fn settings_differ_only_where_asked() {
         let label = || InstanceId::parse("i").unwrap();
-        assert_eq!(Pace::default().settings(label()), Settings::exclusive(label()));
+        let defaults =
+            Settings { credentials: Credentials::Shared, ..Settings::exclusive(label()) };
+        assert_eq!(Pace::default().settings(label()), defaults);
         let pace = Pace { shared: true, spacing: Some(5_000), ..Pace::default() };
         let settings = pace.settings(label());
         assert_eq!(settings.phone.spacing, Duration::from_secs(5));

@@ -98,11 +98,7 @@ pub fn day(seed: u64, instances: u8, accounts: u16) -> Scenario {
         quiet_from: Real(23 * HOUR),
         end: Real(24 * HOUR),
         pace: Pace { shared: true, ..Pace::default() },
-        store: StorePlan {
-            clock: ClockPlan::steady(0, 100),
-            latency_min: 5,
-            latency_max: 40,
-        },
+        store: StorePlan { clock: ClockPlan::steady(0, 100), latency_min: 5, latency_max: 40 },
         instances: (0..instances)
             .map(|id| InstancePlan {
                 id,
@@ -358,7 +354,11 @@ fn target(c: &mut Chance, kind: Kind, s: &Scenario) -> Target {
     match kind {
         Kind::HostReboot { .. } => Target::All,
         Kind::Crash | Kind::Pause | Kind::Freeze | Kind::Stop => {
-            if c.permille(120) { Target::All } else { instance(c) }
+            if c.permille(120) {
+                Target::All
+            } else {
+                instance(c)
+            }
         }
         Kind::ForeignClient | Kind::LoggedOut => account(c),
         Kind::DuplicateDelivery
@@ -371,7 +371,11 @@ fn target(c: &mut Chance, kind: Kind, s: &Scenario) -> Target {
         | Kind::Undecryptable
         | Kind::WaShortDrain
         | Kind::WaSilent => {
-            if c.permille(400) { Target::All } else { account(c) }
+            if c.permille(400) {
+                Target::All
+            } else {
+                account(c)
+            }
         }
         Kind::WaDown => match c.below(3) {
             0 => Target::All,
@@ -379,7 +383,11 @@ fn target(c: &mut Chance, kind: Kind, s: &Scenario) -> Target {
             _ => account(c),
         },
         _ => {
-            if c.permille(400) { Target::All } else { instance(c) }
+            if c.permille(400) {
+                Target::All
+            } else {
+                instance(c)
+            }
         }
     }
 }
@@ -445,7 +453,11 @@ mod tests {
             let scenario = scenario(seed);
             assert!(scenario.instances.iter().any(|i| scenario.heals(i.id)), "{seed}");
             for instance in &scenario.instances {
-                assert!(scenario.policy(instance).is_ok(), "{seed}: {:?}", scenario.policy(instance));
+                assert!(
+                    scenario.policy(instance).is_ok(),
+                    "{seed}: {:?}",
+                    scenario.policy(instance)
+                );
             }
             if seed < 20 {
                 let text = scenario.to_json();

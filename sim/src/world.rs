@@ -254,8 +254,10 @@ impl World {
         }
         match event {
             Ev::Answer(p, id, touched, answer) => {
-                if matches!(answer, Answer::Committed { .. } | Answer::Conflict | Answer::Rejected(_))
-                {
+                if matches!(
+                    answer,
+                    Answer::Committed { .. } | Answer::Conflict | Answer::Rejected(_)
+                ) {
                     self.checker.answered(p, id);
                 }
                 self.feed(p, Input::Answer(id, answer), touched);
@@ -411,9 +413,10 @@ impl World {
             return; // An earlier moment was asked for in the meantime, and came.
         }
         process.wake = Real::NEVER;
-        let due = process.core.poll_timeout().is_some_and(|(timeout, _)| {
-            timeout <= self.hosts[process.host].clock.mono(self.now)
-        });
+        let due = process
+            .core
+            .poll_timeout()
+            .is_some_and(|(timeout, _)| timeout <= self.hosts[process.host].clock.mono(self.now));
         if !due {
             return self.rearm(p);
         }

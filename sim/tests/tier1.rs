@@ -23,8 +23,7 @@ fn fixed_seeds_violate_nothing() {
 fn the_same_seed_gives_the_same_run() {
     for seed in 0..10 {
         let traces = [0, 1].map(|_| {
-            let (_, trace) =
-                World::new(swarm::scenario(seed), Trace::recording()).unwrap().run();
+            let (_, trace) = World::new(swarm::scenario(seed), Trace::recording()).unwrap().run();
             format!("{:?}", trace.entries())
         });
         assert!(traces[0] == traces[1], "seed {seed}");

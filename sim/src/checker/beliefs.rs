@@ -111,7 +111,7 @@ impl Checker {
     /// - S2: within the declared bound on clocks, no two processes hold one account, the lock or a
     ///   run's lease at a real instant at which both believe. Believing ends at the belief's
     ///   `until` on the process's own clock, also for a paused process.
-    /// - S7: no more runs work at once than both caps together allow.
+    /// - S7: no more runs of a kind work at once than the cap allows.
     pub fn observed(
         &mut self,
         at: Real,
@@ -247,13 +247,16 @@ impl Checker {
             }
         }
         self.processes[process as usize].runs = runs;
-        let most = self.policy.auto_backfill.max_concurrency as usize
-            + self.policy.recent_sync.max_concurrency as usize;
-        let working = core.working_runs();
-        if working > most {
-            self.violate("S7", at, || {
-                format!("process {process}: {working} runs work at once, of at most {most}")
-            });
+        for (kind, most) in [
+            (RunKind::AutoBackfill, self.policy.auto_backfill.max_concurrency),
+            (RunKind::RecentSync, self.policy.recent_sync.max_concurrency),
+        ] {
+            let working = core.working_runs(kind);
+            if working > most {
+                self.violate("S7", at, || {
+                    format!("process {process}: {working} {kind:?} work at once, of {most}")
+                });
+            }
         }
     }
 

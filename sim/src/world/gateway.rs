@@ -78,10 +78,11 @@ impl World {
             Step::Closed { account, connection, request } => {
                 self.close_link(p, account, connection);
                 self.feed(p, Input::Answer(request, Answer::Done), Touched::NOTHING);
-                self.tell(p, account, GatewayEvent::Closed {
-                    connection,
-                    reason: CloseReason::Asked,
-                });
+                self.tell(
+                    p,
+                    account,
+                    GatewayEvent::Closed { connection, reason: CloseReason::Asked },
+                );
             }
             Step::Command(id, command) => {
                 self.feed(p, Input::Command(id, command), Touched::NOTHING);

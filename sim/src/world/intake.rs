@@ -142,8 +142,11 @@ impl World {
                     self.checker.acknowledged(self.now, p, task.account, &task.messages);
                     self.net.acknowledge(task.account, key, &task.messages);
                     let (account, messages) = (task.account, task.messages.len() as u32);
-                    self.trace
-                        .note(self.now, || Entry::Acknowledged { process: p, account, messages });
+                    self.trace.note(self.now, || Entry::Acknowledged {
+                        process: p,
+                        account,
+                        messages,
+                    });
                 }
                 let ingested = ingested(Source::Realtime, &facts, PageEnd::Unstated);
                 self.feed(p, Input::Ingested(id, ingested), Touched::NOTHING);

@@ -40,8 +40,8 @@ impl World {
         let path = lock_path();
         match step {
             Step::Look => {
-                let wall = self.now.second() * 1_000 + (self.now.0 % 1_000) as i64
-                    + plan.wall_offset;
+                let wall =
+                    self.now.second() * 1_000 + (self.now.0 % 1_000) as i64 + plan.wall_offset;
                 let doc = self.store.document(&path);
                 let holder = doc.and_then(|doc| doc.str("holderInstanceId"));
                 let until = doc.and_then(|doc| doc.int("leaseUntil")).unwrap_or(0);

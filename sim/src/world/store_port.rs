@@ -294,24 +294,15 @@ impl World {
             Err(_) => self.checker.refused(&applied),
         }
         if self.trace.is_recording() {
-            let entry = Entry::Commit {
-                process,
-                applied: result.is_ok(),
-                late,
-                writes: writes.to_vec(),
-            };
+            let entry =
+                Entry::Commit { process, applied: result.is_ok(), late, writes: writes.to_vec() };
             self.trace.note(self.now, || entry);
         }
         self.before = before;
         result.map(|committed| (committed.commit_time, committed.versions))
     }
 
-    fn give_hints(
-        &mut self,
-        by: Option<u32>,
-        writes: &[Write],
-        before: &[Option<Arc<Document>>],
-    ) {
+    fn give_hints(&mut self, by: Option<u32>, writes: &[Write], before: &[Option<Arc<Document>>]) {
         for (write, before) in writes.iter().zip(before) {
             let path = write.path.as_str();
             let hint = if write.op == WriteOp::Verify || path.starts_with("threads/") {
