@@ -1,0 +1,386 @@
+//! Sees everything and says what was wrong.
+//!
+//! The checker knows nothing of how a world is run: whoever runs it reports what happens, in order
+//! of real time. It looks at every property when something happens that could break it, never at
+//! everything; [`Checker::finish`] is the one look at all.
+//!
+//! What a process believes is taken from its core; whatever beliefs cannot show is judged by what
+//! the store accepted.
+
+mod beliefs;
+mod documents;
+mod eventually;
+mod messages;
+
+use std::sync::Arc;
+
+use backfill_core::doc::{Document, Write};
+use backfill_core::id::{AccountId, BootId, Epoch, RequestId};
+use backfill_core::io::{Event, GatewayCall, Mode, Output, RunKind, Skip};
+use backfill_core::policy::{Policy, Settings};
+use backfill_core::time::StoreTime;
+
+use crate::clock::Real;
+use crate::report::{Sometimes, Violation};
+use crate::scenario::{AccountPlan, Regime, Scenario};
+use crate::store::SimStore;
+use crate::whatsapp::WhatsApp;
+
+pub use beliefs::Touched;
+
+/// Looks at a world and judges it.
+#[derive(Clone, Debug)]
+pub struct Checker {
+    regime: Regime,
+    quiet_from: Real,
+    policy: Settings,
+    /// By account number, its position in everything below
+    positions: Vec<u16>,
+    ids: Vec<AccountId>,
+    accounts: Vec<AccountSeen>,
+    processes: Vec<Process>,
+    documents: documents::Documents,
+    messages: messages::Messages,
+    violations: Vec<Violation>,
+    sometimes: Sometimes,
+    /// When the last process ended, while none runs
+    all_down: Option<Real>,
+    running: u32,
+}
+
+/// What is known of one process.
+#[derive(Clone, Debug)]
+struct Process {
+    instance: u8,
+    alive: bool,
+    crashed: bool,
+    paused: bool,
+    /// Something was taken from it while it was paused
+    overtaken: bool,
+    mode: Mode,
+    boot: BootId,
+    lock: Option<(Epoch, Real)>,
+    holds: Vec<Option<(Epoch, Real)>>,
+    held: u32,
+    runs: Vec<(u16, RunKind, Real)>,
+    /// Documents of commits whose outcome it does not know, with the request
+    open_writes: Vec<(RequestId, backfill_core::doc::DocPath)>,
+    last_request: u64,
+    inputs: u32,
+    /// Effects it asked for, for the bound on how many
+    effects: u64,
+    effects_before_quiet: u64,
+    stop_asked: Option<Real>,
+    /// Accounts a tick passed over for cooldown or backoff
+    passed_over: bool,
+}
+
+/// What is known of one account.
+#[derive(Clone, Debug, Default)]
+struct AccountSeen {
+    number: u16,
+    /// Processes that hold it, whether or not they still believe
+    holders: Vec<u32>,
+    connection: Option<(u32, Real)>,
+    /// The phone request under way: when, by whom, and when it counts as given up
+    asked: Option<(Real, u32, Real)>,
+    starts: documents::Starts,
+    /// The epoch its ownership document shows
+    epoch: Epoch,
+    owned_since: Option<Real>,
+    runs_in_quiet: u32,
+    deleted: bool,
+}
+
+/// A checker's word for no account.
+pub const NOWHERE: u16 = u16::MAX;
+
+impl Checker {
+    /// A checker for a world with this course. `policy` is what its instances share.
+    pub fn new(scenario: &Scenario, policy: &Policy) -> Self {
+        let most = scenario.accounts.iter().map(|a| a.id).max().map_or(0, |id| id + 1);
+        let mut positions = vec![NOWHERE; usize::from(most)];
+        for (position, account) in scenario.accounts.iter().enumerate() {
+            positions[usize::from(account.id)] = position as u16;
+        }
+        Self {
+            regime: scenario.regime,
+            quiet_from: scenario.quiet_from,
+            policy: Settings::clone(policy),
+            positions,
+            ids: scenario.accounts.iter().map(|a| AccountPlan::account(a.id)).collect(),
+            accounts: scenario
+                .accounts
+                .iter()
+                .map(|a| AccountSeen { number: a.id, ..AccountSeen::default() })
+                .collect(),
+            processes: Vec::new(),
+            documents: documents::Documents::default(),
+            messages: messages::Messages::new(scenario),
+            violations: Vec::new(),
+            sometimes: Sometimes::default(),
+            all_down: None,
+            running: 0,
+        }
+    }
+
+    /// What was wrong so far.
+    pub fn violations(&self) -> &[Violation] {
+        &self.violations
+    }
+
+    /// What was reached so far.
+    pub fn sometimes(&self) -> &Sometimes {
+        &self.sometimes
+    }
+
+    /// A process starts. Processes are numbered in order of their start.
+    pub fn started(&mut self, at: Real, instance: u8, boot: &BootId) {
+        if let Some(since) = self.all_down.take()
+            && at.since(since) > self.policy.session_term.as_millis() as u64
+        {
+            self.sometimes.all_down_longer_than_a_term += 1;
+        }
+        self.running += 1;
+        self.processes.push(Process {
+            instance,
+            alive: true,
+            crashed: false,
+            paused: false,
+            overtaken: false,
+            mode: Mode::Passive(backfill_core::io::PassiveReason::Starting),
+            boot: boot.clone(),
+            lock: None,
+            holds: vec![None; self.accounts.len()],
+            held: 0,
+            runs: Vec::new(),
+            open_writes: Vec::new(),
+            last_request: 0,
+            inputs: 0,
+            effects: 0,
+            effects_before_quiet: 0,
+            stop_asked: None,
+            passed_over: false,
+        });
+    }
+
+    /// A process is told to stop.
+    pub fn stopping(&mut self, at: Real, process: u32) {
+        self.processes[process as usize].stop_asked.get_or_insert(at);
+    }
+
+    /// A process ends: of itself after it was told to stop, or not.
+    ///
+    /// L5, first half: a graceful stop takes no longer than its limit and a few seconds.
+    pub fn ended(&mut self, at: Real, process: u32, graceful: bool, disturbed: bool) {
+        let limit = (self.policy.stop_timeout + self.policy.write_timeout * 3).as_millis() as u64;
+        let p = &mut self.processes[process as usize];
+        p.alive = false;
+        p.crashed = !graceful;
+        p.lock = None;
+        p.runs.clear();
+        p.held = 0;
+        let holds = std::mem::take(&mut p.holds);
+        let asked = p.stop_asked;
+        for (position, _) in holds.iter().enumerate().filter(|(_, hold)| hold.is_some()) {
+            self.accounts[position].holders.retain(|holder| *holder != process);
+        }
+        self.processes[process as usize].holds = vec![None; self.accounts.len()];
+        for account in &mut self.accounts {
+            if account.connection.is_some_and(|(p, _)| p == process) {
+                account.connection = None;
+            }
+        }
+        self.running -= 1;
+        if self.running == 0 {
+            self.all_down = Some(at);
+        }
+        if let Some(asked) = asked
+            && !disturbed
+            && at.since(asked) > limit
+        {
+            let took = at.since(asked);
+            self.violate("L5", at, || format!("process {process} took {took} ms to stop"));
+        }
+    }
+
+    /// A process is paused.
+    pub fn paused(&mut self, _at: Real, process: u32) {
+        self.processes[process as usize].paused = true;
+    }
+
+    /// A process goes on.
+    pub fn resumed(&mut self, _at: Real, process: u32) {
+        let p = &mut self.processes[process as usize];
+        p.paused = false;
+        if std::mem::take(&mut p.overtaken) {
+            self.sometimes.takeover_after_pause += 1;
+        }
+    }
+
+    /// The clock of an instance, or the store's, does something other than go on.
+    pub fn clock_changed(&mut self, instance: Option<u8>) {
+        let holds = self.processes.iter().any(|p| {
+            p.alive && p.held > 0 && instance.is_none_or(|instance| p.instance == instance)
+        });
+        self.sometimes.clock_step_while_holding += u64::from(holds);
+    }
+
+    /// A process wants something; called when it comes out of the core, before it is done.
+    ///
+    /// `before` and `after` are the core's mode before and after the input that led to it.
+    ///
+    /// - S6: passive before and after, only commits that touch nothing but sessions, the lock and
+    ///   incidents may come out, reads, and closing. Stepping down before and after, nothing that
+    ///   opens, asks or sends.
+    /// - S7: a tick of backfills starts no more than its cap.
+    /// - S9: a commit that changes a document by compare-and-set comes out only if no earlier one
+    ///   of this process on the same document is without an answer, unless it was read again.
+    /// - S10: request ids rise.
+    pub fn output(&mut self, at: Real, process: u32, output: &Output, before: Mode, after: Mode) {
+        let quiet = at >= self.quiet_from;
+        let p = &mut self.processes[process as usize];
+        let id = match output {
+            Output::Store(request) => Some(request.id),
+            Output::Gateway(request) => Some(request.id),
+            Output::Event(event) => return self.event(at, process, event),
+            Output::Reply(..) | Output::Stopped => None,
+        };
+        if let Some(id) = id {
+            p.effects += 1;
+            p.effects_before_quiet += u64::from(!quiet);
+            if id.0 <= p.last_request {
+                let last = p.last_request;
+                let text = || format!("process {process}: request {} after {last}", id.0);
+                return self.violate("S10", at, text);
+            }
+            p.last_request = id.0;
+        }
+        let passive = |mode| matches!(mode, Mode::Passive(_));
+        let passive = passive(before) && passive(after);
+        let stepping = before == Mode::SteppingDown && after == Mode::SteppingDown;
+        match output {
+            Output::Store(request) => self.store_request(at, process, request, passive),
+            Output::Gateway(request) => {
+                let closes = matches!(request.call, GatewayCall::Close { .. });
+                if (passive || stepping) && !closes {
+                    let call = call_name(&request.call);
+                    self.violate("S6", at, || format!("process {process}: {call} in {after:?}"));
+                }
+            }
+            Output::Event(_) | Output::Reply(..) | Output::Stopped => {}
+        }
+    }
+
+    fn event(&mut self, at: Real, process: u32, event: &Event) {
+        let quiet = at >= self.quiet_from;
+        let p = &mut self.processes[process as usize];
+        match event {
+            Event::Mode { mode } => {
+                let leaves = p.mode == Mode::Active && *mode != Mode::Active;
+                if leaves && p.held > 0 {
+                    self.sometimes.mode_flip_while_holding += 1;
+                }
+                if *mode == Mode::Passive(backfill_core::io::PassiveReason::DuplicateInstanceId) {
+                    self.sometimes.same_instance_id_twice += 1;
+                }
+                p.mode = *mode;
+            }
+            Event::Hole { change, .. } => {
+                use backfill_core::io::HoleChange;
+                *match change {
+                    HoleChange::Exhausted => &mut self.sometimes.hole_exhausted,
+                    HoleChange::Filled => &mut self.sometimes.hole_filled,
+                    HoleChange::Suspected => &mut self.sometimes.hole_found,
+                } += 1;
+            }
+            Event::Tick { kind: RunKind::AutoBackfill, started, skipped, .. } => {
+                let skipped_for = |skip| skipped.get(&skip).is_some_and(|n| *n > 0);
+                self.sometimes.cap_reached += u64::from(skipped_for(Skip::TickCap));
+                if skipped_for(Skip::Backoff) || skipped_for(Skip::Cooldown) {
+                    p.passed_over = true;
+                } else if *started > 0 && std::mem::take(&mut p.passed_over) {
+                    self.sometimes.cooldown_blocked_then_released += 1;
+                }
+                let cap = self.policy.auto_backfill.max_accounts_per_tick;
+                if *started > cap {
+                    let started = *started;
+                    self.violate("S7", at, || {
+                        format!("process {process}: a tick started {started} of at most {cap}")
+                    });
+                }
+            }
+            Event::RunStarted { account, kind: RunKind::AutoBackfill, .. } if quiet => {
+                let position = self.position_in(account.as_str());
+                if let Some(seen) = self.accounts.get_mut(usize::from(position)) {
+                    seen.runs_in_quiet += 1;
+                }
+            }
+            Event::SessionStarted { boot } => p.boot = boot.clone(),
+            _ => {}
+        }
+    }
+
+    /// Looks at everything there is, when the world ends.
+    pub fn finish(&mut self, at: Real, scenario: &Scenario, store: &SimStore, net: &WhatsApp) {
+        self.finish_messages(at, store, net);
+        self.finish_eventually(at, scenario, store, net);
+    }
+
+    /// Notes that something was wrong.
+    pub fn violate(&mut self, check: &'static str, at: Real, text: impl FnOnce() -> String) {
+        // After the first hundred nobody learns anything from another.
+        if self.violations.len() < 100 {
+            self.violations.push(Violation { check, at, text: text() });
+        }
+    }
+
+    /// The position of the account whose id `text` begins with; [`NOWHERE`] if there is none.
+    fn position_in(&self, text: &str) -> u16 {
+        AccountPlan::number(text)
+            .and_then(|number| self.positions.get(usize::from(number)).copied())
+            .unwrap_or(NOWHERE)
+    }
+
+    /// The position of the account whose id `text` begins with; [`NOWHERE`] if there is none.
+    pub fn position_of(&self, text: &str) -> u16 {
+        self.position_in(text)
+    }
+
+    fn position(&self, account: u16) -> u16 {
+        self.positions.get(usize::from(account)).copied().unwrap_or(NOWHERE)
+    }
+}
+
+/// A commit as the store carried it out.
+#[derive(Debug)]
+pub struct Applied<'a> {
+    /// When
+    pub at: Real,
+    /// When by the store's clock
+    pub commit_time: StoreTime,
+    /// Who asked: a core; `None` if it was somebody else
+    pub process: Option<u32>,
+    /// The epoch under which the sender held the account it writes about, when it sent this
+    pub epoch: Option<Epoch>,
+    /// It had been applied before, or its sender had given it up
+    pub late: bool,
+    /// What was asked
+    pub writes: &'a [Write],
+    /// Per write, the document before
+    pub before: &'a [Option<Arc<Document>>],
+}
+
+fn call_name(call: &GatewayCall) -> &'static str {
+    match call {
+        GatewayCall::Close { .. } => "close",
+        GatewayCall::Connect => "connect",
+        GatewayCall::History { .. } => "history",
+        GatewayCall::Logout => "logout",
+        GatewayCall::Parse { .. } => "parse",
+        GatewayCall::Recover => "recover",
+        GatewayCall::Send { .. } => "send",
+        GatewayCall::Spool { .. } => "spool",
+        GatewayCall::Unspool { .. } => "unspool",
+    }
+}

@@ -1,0 +1,365 @@
+//! What the store accepts: S1, S3, S8, S9, S11.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backfill_core::doc::{Document, Precondition, WriteOp};
+use backfill_core::id::{BootId, Epoch};
+use backfill_core::time::StoreTime;
+use smol_str::SmolStr;
+
+use super::{Applied, Checker, NOWHERE};
+use crate::store::SimStore;
+
+/// What the documents showed so far.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Documents {
+    sessions: BTreeMap<BootId, SessionSeen>,
+}
+
+#[derive(Clone, Debug)]
+struct SessionSeen {
+    renewed: StoreTime,
+    term: Duration,
+    dead: bool,
+    beat: u64,
+    /// Which process writes it
+    process: Option<u32>,
+    /// A renewal took effect of which its sender had no answer
+    unconfirmed: bool,
+}
+
+/// When runs of one account started.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Starts {
+    /// The latest start
+    started: Option<StoreTime>,
+    /// The latest complete end
+    completed: Option<StoreTime>,
+}
+
+impl Checker {
+    /// A commit was applied.
+    ///
+    /// - S1: documents of the lock, of ownership and of run leases are never deleted; epochs never
+    ///   fall, and rise when somebody else becomes owner; nobody becomes owner while the session
+    ///   of the owner before is alive by the store's clock. A run's lease does not pass to another
+    ///   boot before its term is over by the store's clock, unless it was given back or its owner
+    ///   has lost the account. A dead session stays dead, and its beat rises.
+    /// - S3: what a core writes below `accounts/{id}` or to the account, other than ownership
+    ///   itself, is accepted only under the epoch that the ownership document shows. That is also
+    ///   "beyond the bound, nothing a stale holder writes is accepted".
+    /// - S8: a start of a backfill is a change of `lastAutoBackfillAttemptAt` with
+    ///   `lastAutoBackfillStatus.running`; by the store's clock it comes no sooner after the start
+    ///   before than the backoff, unless manual, and if periodic no sooner after a complete end
+    ///   than the cooldown (both less 2 % and a second, for clocks).
+    /// - S9, second half: what carries a compare-and-set changes its document, so that it takes
+    ///   effect at most once.
+    /// - S11: `running` is set only beside a live lease of a backfill.
+    pub fn applied(&mut self, commit: &Applied<'_>, store: &SimStore) {
+        for (write, before) in commit.writes.iter().zip(commit.before) {
+            if write.op == WriteOp::Verify {
+                continue;
+            }
+            let path = write.path.as_str();
+            let before = before.as_deref();
+            let (root, rest) = path.split_once('/').unwrap_or((path, ""));
+            if root == "threads" {
+                self.message_written(&write.path, before, store);
+                continue;
+            }
+            let after = store.document(&write.path);
+            if commit.process.is_some()
+                && matches!(write.precondition, Precondition::Version(_))
+                && matches!(write.op, WriteOp::Merge(_))
+                && after.map(|doc| doc.version) == before.map(|doc| doc.version)
+            {
+                self.violate("S9", commit.at, || format!("{path} was guarded and not changed"));
+            }
+            match root {
+                "instances" => self.session_written(commit, rest, after),
+                "coordination" => self.ownership_written(commit, NOWHERE, path, before, after),
+                "accounts" => {
+                    let position = self.position_in(rest);
+                    if position == NOWHERE {
+                        continue;
+                    }
+                    if path.ends_with("/leases/connection") {
+                        self.ownership_written(commit, position, path, before, after);
+                        continue;
+                    }
+                    self.check_epoch(commit, position, path);
+                    if path.contains("/leases/") {
+                        self.run_lease_written(commit, position, path, before, after);
+                    } else if !rest.contains('/') {
+                        self.account_written(commit, position, before, after, store);
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.messages_committed(commit.at);
+    }
+
+    /// A commit was refused by a precondition although nothing was wrong with the store.
+    pub fn refused(&mut self, commit: &Applied<'_>) {
+        if commit.late {
+            self.sometimes.late_apply_refused += 1;
+        }
+        let fenced = commit.writes.iter().zip(commit.before).any(|(write, before)| {
+            write.op == WriteOp::Verify
+                && write.path.as_str().ends_with("/leases/connection")
+                && write.precondition != Precondition::unchanged(before.as_deref())
+        });
+        self.sometimes.stale_write_refused += u64::from(fenced);
+    }
+
+    /// The outcome of a commit was not told to its sender: it was applied, or not.
+    pub fn unknown(&mut self, process: u32, applied: bool, touches_session: bool) {
+        if applied {
+            self.sometimes.unknown_had_applied += 1;
+        } else {
+            self.sometimes.unknown_had_not_applied += 1;
+        }
+        if applied && touches_session {
+            let boot = &self.processes[process as usize].boot;
+            if let Some(session) = self.documents.sessions.get_mut(boot) {
+                session.unconfirmed = true;
+            }
+        }
+    }
+
+    /// Whether a session is alive by the store's clock.
+    pub(super) fn session_lives(&self, boot: &str, now: StoreTime) -> bool {
+        self.documents.sessions.get(boot).is_some_and(|s| !s.dead && now.since(s.renewed) <= s.term)
+    }
+
+    fn session_written(&mut self, commit: &Applied<'_>, boot: &str, after: Option<&Arc<Document>>) {
+        let Ok(boot) = BootId::parse(boot) else { return };
+        let Some(doc) = after else {
+            if let Some(seen) = self.documents.sessions.remove(&boot)
+                && !seen.dead
+            {
+                self.violate("S1", commit.at, || format!("live session {boot} was deleted"));
+            }
+            return;
+        };
+        let dead = doc.str("state") == Some("dead");
+        let beat = doc.count("beat").unwrap_or(0);
+        let by = commit.process.filter(|p| self.processes[*p as usize].boot == boot);
+        let seen = SessionSeen {
+            renewed: doc.update_time,
+            term: Duration::from_millis(doc.count("ttlMs").unwrap_or(0)),
+            dead,
+            beat,
+            process: by,
+            unconfirmed: false,
+        };
+        let Some(before) = self.documents.sessions.insert(boot.clone(), seen) else { return };
+        if let Some(session) = self.documents.sessions.get_mut(&boot) {
+            session.process = by.or(before.process);
+            session.unconfirmed = before.unconfirmed && by.is_none();
+        }
+        if before.unconfirmed && by.is_some() && !dead {
+            self.sometimes.renewal_lost_then_confirmed += 1;
+        }
+        if before.dead && !dead {
+            self.violate("S1", commit.at, || format!("dead session {boot} lives again"));
+        }
+        if !dead && beat <= before.beat {
+            let last = before.beat;
+            self.violate("S1", commit.at, || format!("session {boot}: beat {beat} after {last}"));
+        }
+    }
+
+    fn ownership_written(
+        &mut self,
+        commit: &Applied<'_>,
+        position: u16,
+        path: &str,
+        before: Option<&Document>,
+        after: Option<&Arc<Document>>,
+    ) {
+        let at = commit.at;
+        let Some(after) = after else {
+            return self.violate("S1", at, || format!("{path} was deleted"));
+        };
+        let (old_epoch, new_epoch) = (before.map_or(0, epoch), epoch(after));
+        let old_owner = before.and_then(|doc| doc.str("owner"));
+        let new_owner = after.str("owner");
+        if let Some(seen) = self.accounts.get_mut(usize::from(position)) {
+            seen.epoch = Epoch(new_epoch);
+        }
+        if new_epoch < old_epoch {
+            return self
+                .violate("S1", at, || format!("{path}: epoch {new_epoch} after {old_epoch}"));
+        }
+        let Some(new_owner) = new_owner else { return };
+        if Some(new_owner) == old_owner && new_epoch == old_epoch {
+            return;
+        }
+        if new_epoch != old_epoch + 1 {
+            self.violate("S1", at, || {
+                format!("{path}: taken at epoch {new_epoch} after {old_epoch}")
+            });
+        }
+        let Some(old) = old_owner.filter(|old| *old != new_owner) else {
+            if old_owner.is_none() && before.is_some() {
+                self.note_rebalance(position, new_owner, before);
+            }
+            return;
+        };
+        if self.session_lives(old, commit.commit_time) {
+            let old = SmolStr::new(old);
+            return self.violate("S1", at, || {
+                format!("{path} was taken from {old}, whose session is alive")
+            });
+        }
+        self.note_takeover(old);
+    }
+
+    fn note_takeover(&mut self, old: &str) {
+        let Some(q) = self.documents.sessions.get(old).and_then(|s| s.process) else { return };
+        let old = &mut self.processes[q as usize];
+        if old.crashed {
+            self.sometimes.takeover_after_crash += 1;
+        } else if old.paused {
+            old.overtaken = true;
+        }
+    }
+
+    fn note_rebalance(&mut self, position: u16, owner: &str, before: Option<&Document>) {
+        let last = before.and_then(|doc| doc.str("instanceId"));
+        let label = self.documents.sessions.get(owner).and_then(|s| s.process);
+        if let (Some(_), Some(p)) = (last, label)
+            && position != NOWHERE
+            && self.processes.iter().filter(|p| p.alive && !p.paused).count() > 1
+            && self.processes[p as usize].alive
+        {
+            self.sometimes.rebalanced += 1;
+        }
+    }
+
+    /// What is written about an account is written by who owns it.
+    fn check_epoch(&mut self, commit: &Applied<'_>, position: u16, path: &str) {
+        let Some(process) = commit.process else { return };
+        let current = self.accounts[usize::from(position)].epoch;
+        match commit.epoch {
+            Some(epoch) if epoch >= current => {}
+            Some(epoch) => self.violate("S3", commit.at, || {
+                format!(
+                    "process {process} wrote {path} under epoch {}, after {}",
+                    epoch.0, current.0
+                )
+            }),
+            None => self.violate("S3", commit.at, || {
+                format!("process {process} wrote {path} without owning the account")
+            }),
+        }
+    }
+
+    fn run_lease_written(
+        &mut self,
+        commit: &Applied<'_>,
+        position: u16,
+        path: &str,
+        before: Option<&Document>,
+        after: Option<&Arc<Document>>,
+    ) {
+        let at = commit.at;
+        let Some(after) = after else {
+            return self.violate("S1", at, || format!("{path} was deleted"));
+        };
+        let Some(before) = before else { return };
+        if epoch(after) < epoch(before) {
+            let (old, new) = (epoch(before), epoch(after));
+            self.violate("S1", at, || format!("{path}: epoch {new} after {old}"));
+        }
+        let (Some(old), Some(new)) = (holder(before), holder(after)) else { return };
+        let superseded = before
+            .count("connectionEpoch")
+            .is_some_and(|e| Epoch(e) < self.accounts[usize::from(position)].epoch);
+        let term = Duration::from_millis(before.count("ttlMs").unwrap_or(0));
+        let live = commit.commit_time.since(before.update_time) <= term;
+        if old != new && live && !superseded {
+            self.violate("S1", at, || format!("{path} was taken while it was held"));
+        }
+    }
+
+    fn account_written(
+        &mut self,
+        commit: &Applied<'_>,
+        position: u16,
+        before: Option<&Document>,
+        after: Option<&Arc<Document>>,
+        store: &SimStore,
+    ) {
+        let Some(after) = after else {
+            return self.violate("S1", commit.at, || "an account was deleted".into());
+        };
+        let number = self.number(position);
+        let seen = &mut self.accounts[usize::from(position)];
+        seen.deleted = after.str("status") == Some("deleted");
+        let attempt = after.time("lastAutoBackfillAttemptAt");
+        let running = after.bool("lastAutoBackfillStatus.running") == Some(true);
+        let success = after.time("lastAutoBackfillSuccessAt");
+        let was = before.and_then(|doc| doc.time("lastAutoBackfillAttemptAt"));
+        if success != before.and_then(|doc| doc.time("lastAutoBackfillSuccessAt"))
+            && after.int("lastAutoBackfillStatus.remaining").unwrap_or(0) <= 0
+        {
+            seen.starts.completed = Some(commit.commit_time);
+        }
+        if !running || attempt == was {
+            return;
+        }
+        let starts = seen.starts;
+        seen.starts.started = Some(commit.commit_time);
+        let trigger = after.str("lastAutoBackfillStatus.trigger").unwrap_or_default();
+        let (backoff, cooldown) =
+            (self.policy.auto_backfill.backoff, self.policy.auto_backfill.cooldown);
+        let soon = |since: Option<StoreTime>, wait: Duration| {
+            since
+                .map(|since| commit.commit_time.since(since))
+                .filter(|gone| *gone + wait / 50 + Duration::from_secs(1) < wait)
+        };
+        if trigger != "manual"
+            && let Some(gone) = soon(starts.started, backoff)
+        {
+            self.violate("S8", commit.at, || {
+                format!("account {number}: started ({trigger}) {gone:?} after the last start")
+            });
+        }
+        if trigger == "periodic"
+            && let Some(gone) = soon(starts.completed, cooldown)
+        {
+            self.violate("S8", commit.at, || {
+                format!("account {number}: started (periodic) {gone:?} after a complete run")
+            });
+        }
+        let lease = self
+            .ids
+            .get(usize::from(position))
+            .and_then(|id| store.document(&id.auto_backfill_path()));
+        if !lease.is_some_and(|lease| is_live(lease, commit.commit_time)) {
+            self.violate("S11", commit.at, || {
+                format!("account {number}: `running` without a live lease")
+            });
+        }
+    }
+}
+
+/// Whether a run's lease is held and its term not over.
+pub(super) fn is_live(lease: &Document, now: StoreTime) -> bool {
+    let term = Duration::from_millis(lease.count("ttlMs").unwrap_or(0));
+    holder(lease).is_some() && now.since(lease.update_time) <= term
+}
+
+/// Who holds a run's lease.
+pub(super) fn holder(lease: &Document) -> Option<&str> {
+    lease.str("owner").filter(|owner| !owner.is_empty())
+}
+
+fn epoch(doc: &Document) -> u64 {
+    doc.count("epoch").unwrap_or(0)
+}

@@ -1,0 +1,164 @@
+//! What has to come about once faults have stopped: L1, L2, L3, L4.
+
+use backfill_core::policy::Settings;
+use std::time::Duration;
+
+use super::{Checker, documents};
+use crate::clock::Real;
+use crate::scenario::{Regime, Scenario};
+use crate::store::SimStore;
+use crate::whatsapp::WhatsApp;
+
+impl Checker {
+    /// When hand-overs have to be done, and everything that can be connected is.
+    pub fn settled(&self) -> Real {
+        self.quiet_from.after(hand_over_bound(&self.policy)).after(connect_bound(&self.policy))
+    }
+
+    /// When every account has to have an owner.
+    pub fn handed_over(&self) -> Real {
+        self.quiet_from.after(hand_over_bound(&self.policy))
+    }
+
+    /// L1: if an instance has healed, every account with credentials has exactly one owner that
+    /// believes, from the hand-over bound on. Called at that time; and at the end.
+    pub fn check_owners(&mut self, at: Real, net: &WhatsApp) {
+        if self.regime == Regime::Beyond || !self.processes.iter().any(|p| p.alive && !p.paused) {
+            return;
+        }
+        for position in 0..self.accounts.len() {
+            let seen = &self.accounts[position];
+            let account = seen.number;
+            if seen.deleted || !net.is_linked(account) {
+                continue;
+            }
+            let owners = seen
+                .holders
+                .iter()
+                .filter(|p| {
+                    self.processes[**p as usize].holds[position]
+                        .is_some_and(|(_, until)| until > at)
+                })
+                .count();
+            if owners != 1 {
+                self.violate("L1", at, || format!("account {account} has {owners} owners"));
+            }
+        }
+    }
+
+    /// Whether somebody owns the account and is connected.
+    pub(super) fn is_served(&self, position: u16, net: &WhatsApp) -> bool {
+        let seen = &self.accounts[usize::from(position)];
+        !seen.deleted && seen.connection.is_some() && net.is_linked(seen.number)
+    }
+
+    pub(super) fn finish_eventually(
+        &mut self,
+        at: Real,
+        scenario: &Scenario,
+        store: &SimStore,
+        net: &WhatsApp,
+    ) {
+        if self.regime == Regime::Beyond || !scenario.instances.iter().any(|i| scenario.heals(i.id))
+        {
+            return;
+        }
+        let settled = self.settled();
+        if at >= self.handed_over() {
+            self.check_owners(at, net);
+        }
+        if at >= settled {
+            self.finish_connections(at, net);
+            self.finish_runs(at, store);
+            self.finish_load(at);
+            self.finish_turns(at, settled, net);
+            self.finish_holes(at, scenario, settled, store, net);
+        }
+    }
+
+    /// L1, second half: and its owner is connected.
+    fn finish_connections(&mut self, at: Real, net: &WhatsApp) {
+        for position in 0..self.accounts.len() as u16 {
+            let account = self.number(position);
+            let seen = &self.accounts[usize::from(position)];
+            if !seen.deleted && net.is_linked(account) && seen.connection.is_none() {
+                self.violate("L1", at, || format!("account {account} is not connected"));
+            }
+        }
+    }
+
+    /// L2: no account says that a run is under way unless one holds its lease.
+    fn finish_runs(&mut self, at: Real, store: &SimStore) {
+        for position in 0..self.accounts.len() {
+            let id = &self.ids[position];
+            let Some(doc) = store.document(&id.path()) else { continue };
+            if doc.bool("lastAutoBackfillStatus.running") != Some(true) {
+                continue;
+            }
+            let lease = store.document(&id.auto_backfill_path());
+            if !lease.is_some_and(|lease| documents::is_live(lease, store.last_commit())) {
+                let account = self.accounts[position].number;
+                self.violate("L2", at, || format!("account {account}: `running` for ever"));
+            }
+        }
+    }
+
+    /// L3: while all is quiet a process asks for no more than 4,000 effects per hour, and 2,000
+    /// more for every account of the world.
+    fn finish_load(&mut self, at: Real) {
+        let ms = at.since(self.quiet_from);
+        let accounts = self.accounts.len() as u64;
+        for process in 0..self.processes.len() {
+            let p = &self.processes[process];
+            let effects = p.effects - p.effects_before_quiet;
+            let most = (4_000 + 2_000 * accounts) * ms / 3_600_000 + 500;
+            if effects > most {
+                self.violate("L3", at, || {
+                    format!("process {process}: {effects} effects in {ms} quiet ms, of {most}")
+                });
+            }
+        }
+    }
+
+    /// L4: an account that is connected and eligible all the time gets a backfill within the ticks
+    /// that it takes to serve all accounts, and two more; each may wait for a run before it.
+    fn finish_turns(&mut self, at: Real, settled: Real, net: &WhatsApp) {
+        let auto = &self.policy.auto_backfill;
+        if !auto.enabled {
+            return;
+        }
+        let turns =
+            (self.accounts.len() as u64).div_ceil(u64::from(auto.max_accounts_per_tick)) + 2;
+        let wait = auto.cooldown.max(auto.backoff).as_millis() as u64
+            + turns * auto.interval.as_millis() as u64
+            + self.accounts.len() as u64 * auto.lease.as_millis() as u64;
+        if at < settled.after(wait) {
+            return;
+        }
+        for position in 0..self.accounts.len() as u16 {
+            let seen = &self.accounts[usize::from(position)];
+            let since = seen.connection.map(|(_, since)| since);
+            if self.is_served(position, net)
+                && seen.runs_in_quiet == 0
+                && since.is_some_and(|since| since.after(wait) < at)
+            {
+                let account = seen.number;
+                self.violate("L4", at, || format!("account {account} never had its turn"));
+            }
+        }
+    }
+}
+
+/// Detection (a term, one more if the last renewal arrived late), two looks a third of a term
+/// apart, polls, lock-delay, and as much again as rounds of reading and writing take.
+fn hand_over_bound(policy: &Settings) -> u64 {
+    let detection = policy.session_term * 2 + policy.session_term / 3 * 2;
+    let polls = policy.passive_retry * 3 + policy.session_renewal * 2 + policy.unowned_bound;
+    let bound = detection + polls + policy.lock_delay + Duration::from_secs(30);
+    bound.as_millis() as u64
+}
+
+/// The longest wait before a reconnect, and the connecting.
+fn connect_bound(policy: &Settings) -> u64 {
+    (policy.reconnect_max + policy.reconnect_max / 5 + Duration::from_secs(30)).as_millis() as u64
+}

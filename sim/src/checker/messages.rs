@@ -1,0 +1,329 @@
+//! What becomes of messages: S12, S13, L6.
+
+use std::collections::BTreeMap;
+
+use backfill_core::coverage::Coverage;
+use backfill_core::doc::{DocPath, Document};
+use smol_str::SmolStr;
+
+use super::Checker;
+use crate::clock::Real;
+use crate::scenario::{Regime, Scenario};
+use crate::store::SimStore;
+use crate::whatsapp::{MessageRef, WhatsApp, message_text};
+
+/// Which messages the store has.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Messages {
+    /// By position and conversation, a bit per message
+    stored: Vec<Vec<Vec<u64>>>,
+    /// By outbox document, under which WhatsApp id it was sent
+    sent: BTreeMap<SmolStr, SmolStr>,
+    /// Of the commit that is being looked at
+    created: Vec<(u16, MessageRef)>,
+    gone: Vec<(u16, MessageRef)>,
+}
+
+impl Messages {
+    pub(super) fn new(scenario: &Scenario) -> Self {
+        let threads = scenario.accounts.iter().map(|a| vec![Vec::new(); usize::from(a.threads)]);
+        Self { stored: threads.collect(), ..Self::default() }
+    }
+
+    fn has(&self, position: u16, message: MessageRef) -> bool {
+        self.stored
+            .get(usize::from(position))
+            .and_then(|threads| threads.get(usize::from(message.thread)))
+            .and_then(|bits| bits.get((message.index / 64) as usize))
+            .is_some_and(|word| word >> (message.index % 64) & 1 == 1)
+    }
+
+    /// Notes that a message is stored. `false` if it was already, `None` if there is no such one.
+    fn insert(&mut self, position: u16, message: MessageRef) -> Option<bool> {
+        let bits =
+            self.stored.get_mut(usize::from(position))?.get_mut(usize::from(message.thread))?;
+        let word = (message.index / 64) as usize;
+        if bits.len() <= word {
+            bits.resize(word + 1, 0);
+        }
+        let bit = 1 << (message.index % 64);
+        let new = bits[word] & bit == 0;
+        bits[word] |= bit;
+        Some(new)
+    }
+}
+
+impl Checker {
+    /// A commit wrote to `threads/…`: notes which messages have a readable document now, and which
+    /// have lost theirs.
+    pub(super) fn message_written(
+        &mut self,
+        path: &DocPath,
+        before: Option<&Document>,
+        store: &SimStore,
+    ) {
+        let Some((_, id)) = path.as_str().split_once("/messages/") else { return };
+        let Some((account, message)) = WhatsApp::parse_id(id) else { return };
+        let whole = |doc: &Document| doc.str("placeholder").is_none();
+        let was = before.is_some_and(whole);
+        let is = store.document(path).is_some_and(|doc| whole(doc));
+        match (was, is) {
+            (false, true) => self.messages.created.push((account, message)),
+            (true, false) => self.messages.gone.push((account, message)),
+            (true, true) | (false, false) => {}
+        }
+    }
+
+    /// A commit that wrote to `threads/…` is done.
+    ///
+    /// S12: no message loses its document, and none gets a second one; it may move.
+    pub(super) fn messages_committed(&mut self, at: Real) {
+        let gone = std::mem::take(&mut self.messages.gone);
+        let created = std::mem::take(&mut self.messages.created);
+        for (account, message) in &gone {
+            if !created.contains(&(*account, *message)) {
+                let MessageRef { thread, index } = *message;
+                self.violate("S12", at, || {
+                    format!("account {account}: message {index} of thread {thread} is gone")
+                });
+            }
+        }
+        for (account, message) in &created {
+            let position = self.position(*account);
+            let moved = gone.contains(&(*account, *message));
+            if self.messages.insert(position, *message) == Some(false) && !moved {
+                let MessageRef { thread, index } = *message;
+                self.violate("S12", at, || {
+                    format!("account {account}: message {index} of {thread} is stored twice")
+                });
+            }
+        }
+        self.messages.gone = gone;
+        self.messages.gone.clear();
+        self.messages.created = created;
+        self.messages.created.clear();
+    }
+
+    /// Messages are acknowledged to WhatsApp.
+    ///
+    /// S12: each is in the store.
+    pub fn acknowledged(&mut self, at: Real, process: u32, account: u16, messages: &[MessageRef]) {
+        let position = self.position(account);
+        for message in messages {
+            if !self.messages.has(position, *message) {
+                let MessageRef { thread, index } = *message;
+                self.violate("S12", at, || {
+                    format!(
+                        "process {process} acknowledged message {index} of thread {thread} of \
+                         account {account}, which is not stored"
+                    )
+                });
+            }
+        }
+    }
+
+    /// A message of the outbox leaves for WhatsApp.
+    ///
+    /// S13: always under the id under which it left the first time.
+    pub fn sent(&mut self, at: Real, process: u32, outbox: &SmolStr, wa_id: &SmolStr) {
+        let first = self.messages.sent.entry(outbox.clone()).or_insert_with(|| wa_id.clone());
+        if first != wa_id {
+            let first = first.clone();
+            self.violate("S13", at, || {
+                format!("process {process} sent {outbox} as {wa_id}, after {first}")
+            });
+        }
+    }
+
+    /// Whether the store has a message, by the position of its account.
+    pub fn has_message(&self, account: u16, message: MessageRef) -> bool {
+        self.messages.has(self.position(account), message)
+    }
+
+    /// A message of history created its thread.
+    pub fn history_before_thread(&mut self) {
+        self.sometimes.history_before_its_thread += 1;
+    }
+
+    /// S12: a thread shows the time and direction of the newest message that the store has of it,
+    /// and the text of the newest inbound one; equally new ones are equally good. Threads in which
+    /// the inbox sent are judged by time alone. S13: what was sent from the outbox has one document.
+    pub(super) fn finish_messages(&mut self, at: Real, store: &SimStore, net: &WhatsApp) {
+        for position in 0..self.accounts.len() as u16 {
+            let account = self.number(position);
+            for thread in 0..net.threads(account) {
+                if let Some(wrong) = self.wrong_summary(position, account, thread, store, net) {
+                    self.violate("S12", at, || {
+                        format!("account {account}, thread {thread}: {wrong}")
+                    });
+                }
+            }
+        }
+        let sent = std::mem::take(&mut self.messages.sent);
+        for (outbox, wa_id) in &sent {
+            let Some((account, message)) = net.find_sent(wa_id) else { continue };
+            let Some(thread) = net.thread_id(account, message.thread) else { continue };
+            let stored = |id: &str| {
+                DocPath::new(&thread.messages(), id).is_ok_and(|p| store.document(&p).is_some())
+            };
+            if stored(outbox) && stored(wa_id) {
+                self.violate("S13", at, || format!("{outbox} is stored again as {wa_id}"));
+            }
+        }
+        self.messages.sent = sent;
+    }
+
+    fn wrong_summary(
+        &self,
+        position: u16,
+        account: u16,
+        thread: u16,
+        store: &SimStore,
+        net: &WhatsApp,
+    ) -> Option<String> {
+        let length = net.length(account, thread);
+        let newest = (0..length).rev().map(|index| MessageRef { thread, index });
+        let mut stored = newest.filter(|m| self.messages.has(position, *m)).peekable();
+        let first = net.message(account, *stored.peek()?)?;
+        let id = net.thread_id(account, thread)?;
+        let Some(doc) = store.document(&id.path()) else {
+            return Some("has messages and no document".into());
+        };
+        let Some(shown) = doc.int("lastMessageAtMs") else {
+            return Some("shows no time".into());
+        };
+        if net.has_sent(account, thread) {
+            return (shown < first.second * 1_000).then(|| "shows a time that is too old".into());
+        }
+        if shown != first.second * 1_000 {
+            return Some(format!("shows {shown} instead of {}", first.second * 1_000));
+        }
+        let mut directions = Vec::new();
+        let mut texts: Option<(i64, Vec<SmolStr>)> = None;
+        for m in stored {
+            let message = net.message(account, m)?;
+            if message.second == first.second {
+                directions.push(if message.from_me { "outbound" } else { "inbound" });
+            }
+            if !message.from_me {
+                let (second, found) = texts.get_or_insert((message.second, Vec::new()));
+                if *second != message.second {
+                    break;
+                }
+                found.push(message_text(account, m));
+            }
+            if texts.is_none() && message.second < first.second && m.index == 0 {
+                break;
+            }
+        }
+        let direction = doc.str("lastMessageDirection").unwrap_or_default();
+        if !directions.contains(&direction) {
+            return Some(format!("shows direction {direction:?} instead of {directions:?}"));
+        }
+        let (_, texts) = texts?;
+        let text = doc.str("lastMessageText").unwrap_or_default();
+        (!texts.iter().any(|t| t == text))
+            .then(|| format!("shows text {text:?} instead of {texts:?}"))
+    }
+
+    /// What of an account's newest history is missing although the phone could fill it, as
+    /// (messages, requests that filling takes).
+    ///
+    /// Counted are messages since `since` that lie before a stored one which is not newer than
+    /// `before` (both in seconds), in threads that were not given up.
+    fn fillable(
+        &self,
+        position: u16,
+        window: (i64, i64),
+        depth: u32,
+        store: &SimStore,
+        net: &WhatsApp,
+    ) -> (u32, u32) {
+        let account = self.number(position);
+        let (since, before) = window;
+        let page = self.policy.auto_backfill.page.min(self.policy.recent_sync.page).max(1);
+        let (mut missing, mut requests) = (0, 0);
+        for thread in 0..net.threads(account) {
+            let length = net.length(account, thread);
+            let from = length.saturating_sub(depth);
+            let second =
+                |index| net.message(account, MessageRef { thread, index }).map_or(0, |m| m.second);
+            let has = |index| self.messages.has(position, MessageRef { thread, index });
+            let mut anchored = false;
+            let mut here = 0_u32;
+            for index in (from..length).rev() {
+                let at = second(index);
+                if at < since {
+                    break;
+                }
+                if has(index) {
+                    anchored |= at <= before;
+                } else if anchored {
+                    here += 1;
+                }
+            }
+            if here > 0 && !self.given_up(position, thread, store, net) {
+                missing += here;
+                requests += 1 + here.div_ceil(page);
+            }
+        }
+        (missing, requests)
+    }
+
+    fn given_up(&self, position: u16, thread: u16, store: &SimStore, net: &WhatsApp) -> bool {
+        let id = self.ids.get(usize::from(position));
+        let thread = net.thread_id(self.number(position), thread);
+        let Some((id, thread)) = id.zip(thread) else { return false };
+        let path = DocPath::new(&id.coverage(), thread.as_str());
+        let doc = path.ok().and_then(|path| store.document(&path).cloned());
+        doc.is_some_and(|doc| {
+            let (coverage, _) = Coverage::parse(&doc.fields);
+            coverage.stretches().iter().any(|stretch| stretch.exhausted)
+        })
+    }
+
+    /// L6: whatever could be filled since faults stopped has been. The window is the lookback of
+    /// recent sync, and the depth of the backfill if there was time for a cooldown to pass. An
+    /// account whose holes take more requests than the quiet phase has room for is not judged.
+    pub(super) fn finish_holes(
+        &mut self,
+        at: Real,
+        scenario: &Scenario,
+        settled: Real,
+        store: &SimStore,
+        net: &WhatsApp,
+    ) {
+        if self.regime == Regime::Beyond || at < settled {
+            return;
+        }
+        let room = at.since(settled);
+        let recent = &self.policy.recent_sync;
+        let lookback = recent.lookback.as_secs() as i64;
+        let cycle = 4 * recent.interval.as_millis() as u64 + 2 * recent.lease.as_millis() as u64;
+        for position in 0..self.accounts.len() as u16 {
+            let account = self.number(position);
+            if !self.is_served(position, net) {
+                continue;
+            }
+            let slow = scenario.accounts[usize::from(position)].phone_max;
+            let each = (self.policy.phone.spacing.as_millis() as u64).max(slow) + 2_000;
+            let window = (at.second() - lookback, settled.second());
+            let (missing, requests) = self.fillable(position, window, u32::MAX, store, net);
+            if missing > 0 && u64::from(requests) * each * 2 + cycle < room {
+                self.violate("L6", at, || {
+                    format!("account {account}: {missing} messages of the lookback are missing")
+                });
+            }
+            let auto = &self.policy.auto_backfill;
+            let ticks = self.accounts.len() as u64 / u64::from(auto.max_accounts_per_tick) + 3;
+            let wait = auto.cooldown.as_millis() as u64 + ticks * auto.interval.as_millis() as u64;
+            let window = (i64::MIN, settled.second());
+            let (missing, requests) = self.fillable(position, window, auto.depth, store, net);
+            if missing > 0 && u64::from(requests) * each * 3 + wait < room {
+                self.violate("L6", at, || {
+                    format!("account {account}: {missing} messages of the depth are missing")
+                });
+            }
+        }
+    }
+}

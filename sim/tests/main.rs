@@ -1,0 +1,3 @@
+//! Whole worlds.
+
+mod tier1;
