@@ -1,0 +1,3 @@
+//! Every property, one module per part of the core.
+
+mod ingest;
