@@ -560,9 +560,17 @@ impl Batch {
                 }
                 What::Message(item) => {
                     let (called, summed_up) = (item.thread, item.summed_up);
+                    let Some(alias) = self.alias(item, reader) else { continue };
+                    // Whatever the chat is called, the message's creator knew which one it is.
+                    let chosen = alias.as_ref().and_then(|alias| self.person(&alias.thread));
+                    let called = match chosen {
+                        Some(chosen) => self.thread(&chosen).unwrap_or(called),
+                        None => called,
+                    };
                     let Some(home) = self.home(called, reader) else { continue };
                     self.threads[home].summed_up |= summed_up;
-                    let Some(slot) = self.slot(i, home, &slot_at, reader) else { continue };
+                    let slot = self.slot(i, home, alias, &slot_at, reader);
+                    let Some(slot) = slot else { continue };
                     match slot_at.get(&slot.path) {
                         Some(index) => self.slots[*index].take(slot),
                         None => {
@@ -622,6 +630,7 @@ impl Batch {
         &self,
         index: usize,
         home: usize,
+        alias: Option<Alias>,
         slot_at: &BTreeMap<DocPath, usize>,
         reader: &mut Reader,
     ) -> Option<Slot> {
@@ -636,10 +645,7 @@ impl Batch {
             sender: item.sender.clone(),
             items: vec![index],
         };
-        if let Some(path) = &item.alias
-            && let Some(doc) = reader.look(&self.docs, path)?
-            && let Some(alias) = Alias::parse(&self.account, doc)
-        {
+        if let Some(alias) = alias {
             let path = DocPath::new(&alias.thread.messages(), alias.message.as_str()).ok()?;
             reader.look(&self.docs, &path)?;
             slot.elsewhere = Some(alias.thread).filter(|id| *id != thread.id);
@@ -655,6 +661,28 @@ impl Batch {
         }
         slot.path = here?.path;
         Some(slot)
+    }
+
+    /// The alias of a message, if it has one; `None` if it has to be read first.
+    fn alias(&self, item: &MessageItem, reader: &mut Reader) -> Option<Option<Alias>> {
+        let Some(path) = &item.alias else { return Some(None) };
+        let alias = reader.look(&self.docs, path)?.and_then(|doc| Alias::parse(&self.account, doc));
+        let chat = &self.threads[item.thread].jid;
+        Some(alias.filter(|alias| self.may_be_chat(&alias.thread, chat)))
+    }
+
+    /// Whether a thread that the app chose may be that of a chat. An address that cannot be read may
+    /// be any, and a LID whose phone number is not known may be anybody.
+    fn may_be_chat(&self, thread: &ThreadId, chat: &Jid) -> bool {
+        let Some(Ok(chosen)) = thread.jid(&self.account).map(Jid::parse) else { return true };
+        let (chosen, chat) = (self.twins.canonical(&chosen), self.twins.canonical(chat));
+        chosen == chat || (chosen.kind() != chat.kind() && chosen.is_person() && chat.is_person())
+    }
+
+    /// The person with whom a thread is.
+    fn person(&self, thread: &ThreadId) -> Option<Jid> {
+        let jid = Jid::parse(thread.jid(&self.account)?).ok()?;
+        Some(self.twins.canonical(&jid).clone()).filter(Jid::is_person)
     }
 
     /// Where a thread has the document of a message, or would have it.
@@ -745,11 +773,12 @@ impl Batch {
                 new.insert(slot.path.clone());
             }
             let mut otherwise: Option<StoreTime> = None;
-            let mut arrived = false;
+            let (mut arrived, mut summed_up) = (false, false);
             for i in &slot.items {
                 let What::Message(item) = &self.items[*i].what else { continue };
                 message.join(item.told.clone());
                 otherwise = Some(otherwise.map_or(item.at, |at| at.min(item.at)));
+                summed_up |= item.summed_up;
                 let Some(mark) = &item.mark else { continue };
                 arrived = true;
                 if let Some(mark) = mark {
@@ -768,7 +797,7 @@ impl Batch {
                 facts.new += u32::from(new.contains(&slot.path));
                 facts.undecryptable += u32::from(message.seen == Seen::Undecryptable);
             }
-            if message.seen > Seen::Missing {
+            if summed_up && message.seen > Seen::Missing {
                 summaries[slot.thread].count(&thread.jid, &slot.wa_id, &message);
                 counted[slot.thread] = true;
             }
