@@ -21,8 +21,6 @@ pub(crate) struct Record {
     pub(crate) last_auto_at: Option<StoreTime>,
     pub(crate) last_auto_success_at: Option<StoreTime>,
     pub(crate) last_auto_attempt_at: Option<StoreTime>,
-    /// The last run ended well and left nothing to do
-    pub(crate) complete: bool,
     /// The status says that a run is under way
     pub(crate) running: bool,
     auto_lease: MirrorLease,
@@ -53,8 +51,6 @@ impl Record {
             last_auto_at: doc.time(LAST_AUTO_BACKFILL_AT.as_str()),
             last_auto_success_at: doc.time(LAST_AUTO_BACKFILL_SUCCESS_AT.as_str()),
             last_auto_attempt_at: doc.time(LAST_AUTO_BACKFILL_ATTEMPT_AT.as_str()),
-            complete: within("ok").and_then(Value::as_bool) == Some(true)
-                && within("remaining").and_then(Value::as_int).unwrap_or(0) <= 0,
             running: within("running").and_then(Value::as_bool) == Some(true),
             auto_lease: lease(&AUTO_LEASE),
             recent_lease: lease(&RECENT_LEASE),

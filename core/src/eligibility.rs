@@ -30,10 +30,10 @@ pub(crate) fn refuses(
     if backs_off(host, record) {
         return Some(Skip::Backoff);
     }
-    // A run that left something to do goes on after the backoff.
+    // Only a run that left nothing to do is stamped as a success: the others go on after the backoff.
     let cooldown = host.policy.auto_backfill.cooldown;
     let recent = record.last_auto_success_at.is_some_and(|at| at + cooldown > host.store_now());
-    if trigger == Trigger::Periodic && record.complete && recent {
+    if trigger == Trigger::Periodic && recent {
         return Some(Skip::Cooldown);
     }
     None

@@ -277,12 +277,28 @@ impl Host {
     /// Takes out where the answer to `request` goes; `None` if nobody waits (any more).
     pub(crate) fn answered(&mut self, request: RequestId) -> Option<Route> {
         let route = self.requests.remove(&request)?;
+        self.trim();
+        Some(route)
+    }
+
+    fn trim(&mut self) {
         for queue in self.expiries.values_mut() {
             while queue.front().is_some_and(|(_, id)| !self.requests.contains_key(id)) {
                 queue.pop_front();
             }
         }
-        Some(route)
+    }
+
+    /// Nobody waits any more for anything about this account.
+    pub(crate) fn forget(&mut self, account: &AccountId) {
+        self.requests.retain(|_, route| !matches!(route, Route::Account(id, _) if id == account));
+        self.trim();
+    }
+
+    /// Nobody waits any more for anything.
+    pub(crate) fn forget_all(&mut self) {
+        self.requests.clear();
+        self.expiries.clear();
     }
 
     /// Takes out a request that has waited too long.

@@ -618,6 +618,7 @@ impl Instance {
         ] {
             self.host.timers.clear(&timer);
         }
+        self.host.forget_all();
         self.host.deadline = Mono::ZERO;
         self.host.waiting.clear();
         self.host.working.clear();
@@ -973,19 +974,22 @@ impl Instance {
 
     fn on_owner_sessions(&mut self, boots: Vec<SmolStr>, answer: Answer) {
         self.scan.looking_up = false;
-        let Answer::Read { docs, .. } = answer else {
+        let Answer::Read { read_time, docs } = answer else {
             self.soon(Timer::Scan);
             return;
         };
         for (boot, doc) in boots.into_iter().zip(docs) {
-            let doc = doc
-                .filter(|doc| doc.str("state") == Some("dead") || doc.bool("live") == Some(false));
-            // A session that ended itself had closed everything before.
-            let graceful = doc.as_ref().is_some_and(|doc| doc.time("lastBeatAt").is_none());
-            if doc.is_some() {
-                self.dead.insert(boot, graceful);
-            } else {
-                self.dead.entry(boot).or_insert(false);
+            match doc {
+                Some(doc) if doc.str("state") != Some("dead") => {
+                    self.roster.add(&self.host, read_time, &doc);
+                }
+                // A session that ended itself had closed everything before.
+                Some(doc) => {
+                    self.dead.insert(boot, doc.time("lastBeatAt").is_none());
+                }
+                None => {
+                    self.dead.insert(boot, false);
+                }
             }
         }
         self.reconsider();

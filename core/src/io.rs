@@ -622,3 +622,10 @@ pub struct RunResult {
     /// How long it took
     pub duration: Duration,
 }
+
+impl RunResult {
+    /// Whether nothing went wrong and nothing is left to do.
+    pub const fn is_complete(&self) -> bool {
+        self.ok && self.remaining == 0
+    }
+}

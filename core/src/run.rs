@@ -31,6 +31,8 @@ pub(crate) struct Run {
     kind: RunKind,
     pub(crate) trigger: Trigger,
     step: Step,
+    /// The answer it waits for, except from the phone
+    awaits: Option<RequestId>,
     /// It takes a slot
     pub(crate) works: bool,
     /// It stands in the line for a slot
@@ -153,6 +155,7 @@ impl Tenure {
                 kind,
                 trigger,
                 step: Step::Queued,
+                awaits: None,
                 works: false,
                 in_line: false,
                 begun: host.now,
@@ -238,6 +241,9 @@ impl Tenure {
         answer: Answer,
     ) {
         let Some(run) = self.runs.get(&kind) else { return };
+        if run.awaits != Some(request) && !matches!(run.step, Step::Asking { .. }) {
+            return;
+        }
         match (run.step.clone(), answer) {
             (Step::Checking, Answer::Read { read_time, docs }) => {
                 let mut docs = docs.into_iter();
@@ -467,7 +473,7 @@ impl Tenure {
         let until = host.store_now() + term;
         let held = *purpose != Purpose::RunEnd(kind);
         let mut fields: Vec<(FieldPath, FieldOp)> = vec![
-            (FieldPath::new("boot"), Value::from(held.then(|| host.boot.text())).into()),
+            (FieldPath::new("owner"), Value::from(held.then(|| host.boot.text())).into()),
             (FieldPath::new("connectionEpoch"), Value::from(self.epoch.0).into()),
             (FieldPath::new("ttlMs"), Value::from(millis(term)).into()),
         ];
@@ -536,9 +542,10 @@ impl Tenure {
         }
     }
 
-    fn check(&self, host: &mut Host, kind: RunKind) {
+    fn check(&mut self, host: &mut Host, kind: RunKind) {
         let paths = vec![self.id.path(), lease_path(&self.id, kind)];
-        host.get(self.run_route(kind), Lane::Work, paths);
+        let request = host.get(self.run_route(kind), Lane::Work, paths);
+        self.await_answer(kind, request);
     }
 
     fn check_again(&mut self, host: &mut Host, kind: RunKind) {
@@ -590,7 +597,6 @@ impl Tenure {
         if kind == RunKind::AutoBackfill {
             self.record.last_auto_attempt_at = Some(commit_time);
             self.record.running = true;
-            self.record.complete = false;
         }
         let Some(run) = self.runs.get_mut(&kind) else { return };
         run.take_slot(host);
@@ -607,7 +613,8 @@ impl Tenure {
                 .filter(FieldPath::new("accountId"), Comparison::Equal, self.id.text())
                 .order_by(FieldPath::new("lastMessageAt"), Direction::Descending)
                 .select([FieldPath::new("lastMessageAt")]);
-            host.query(self.run_route(kind), query);
+            let request = host.query(self.run_route(kind), query);
+            self.await_answer(kind, request);
         } else {
             // It was aborted while the lease was being taken.
             self.ledger.push(Purpose::RunEnd(kind));
@@ -641,7 +648,8 @@ impl Tenure {
             .filter_map(|t| DocPath::new(&coverage, t.as_str()).ok().map(|path| (t, path)))
             .unzip::<_, _, Vec<_>, Vec<_>>();
         run.step = Step::Loading(missing);
-        host.get(self.run_route(kind), Lane::Work, paths);
+        let request = host.get(self.run_route(kind), Lane::Work, paths);
+        self.await_answer(kind, request);
     }
 
     /// Decides what the run does next.
@@ -665,7 +673,8 @@ impl Tenure {
                 let query = Query::all(work.thread.messages(), NEWEST_CANDIDATES)
                     .order_by(FieldPath::new("tsClient"), Direction::Descending)
                     .select([FieldPath::new("key"), FieldPath::new("tsClient")]);
-                host.query(self.run_route(kind), query);
+                let request = host.query(self.run_route(kind), query);
+                self.await_answer(kind, request);
                 return;
             }
             if let Some(anchor) = covered.coverage.next_anchor(goal) {
@@ -822,9 +831,10 @@ impl Tenure {
         match kind {
             RunKind::AutoBackfill => {
                 self.record.running = false;
-                self.record.complete = result.ok && result.remaining == 0;
                 if result.ok {
                     self.record.last_auto_at = Some(commit_time);
+                }
+                if result.is_complete() {
                     self.record.last_auto_success_at = Some(commit_time);
                 }
             }
@@ -904,7 +914,10 @@ impl Tenure {
                     status.extend(counts.clone());
                     status.push(("remaining", result.remaining.into()));
                     fields.push((account::LAST_AUTO_BACKFILL_AT, FieldOp::ServerTime));
-                    fields.push((account::LAST_AUTO_BACKFILL_SUCCESS_AT, FieldOp::ServerTime));
+                    if result.is_complete() {
+                        let success = account::LAST_AUTO_BACKFILL_SUCCESS_AT;
+                        fields.push((success, FieldOp::ServerTime));
+                    }
                 }
                 fields.push((account::LAST_AUTO_BACKFILL_STATUS, Value::map(status).into()));
                 let per_thread = self.runs.get(&kind).map_or_else(Vec::new, |run| {
@@ -944,6 +957,12 @@ impl Tenure {
         let Some(deadline) = self.runs.get(&kind).and_then(|run| run.deadline) else { return };
         let next = host.now + lease_term(host, kind) / 3;
         host.timers.set(self.timer(AccountTimer::Run(kind)), next.min(deadline));
+    }
+
+    fn await_answer(&mut self, kind: RunKind, request: RequestId) {
+        if let Some(run) = self.runs.get_mut(&kind) {
+            run.awaits = Some(request);
+        }
     }
 
     fn run_route(&self, kind: RunKind) -> Route {

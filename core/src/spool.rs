@@ -10,7 +10,7 @@ use crate::account;
 use crate::bug::Bug;
 use crate::doc::{DocPath, Value};
 use crate::host::{AccountRoute, AccountTimer, Host, Route};
-use crate::id::ThreadId;
+use crate::id::{RequestId, ThreadId};
 use crate::io::{Answer, ChunkId, GatewayCall, Ingested, Lane, ThreadSpan};
 use crate::ledger::Purpose;
 use crate::tenure::{Covered, Tenure};
@@ -21,6 +21,8 @@ pub(crate) struct Spool {
     /// What the chunk under way brought, and is not noted in coverage yet
     spans: Vec<ThreadSpan>,
     noting: Vec<ThreadSpan>,
+    /// Per chunk, the answer it waits for
+    awaits: BTreeMap<ChunkId, RequestId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,6 +52,7 @@ impl Spool {
         }
         self.spans.clear();
         self.noting.clear();
+        self.awaits.clear();
     }
 
     fn active(&self) -> Option<ChunkId> {
@@ -115,7 +118,16 @@ impl Tenure {
         }
     }
 
-    pub(crate) fn on_spool_answer(&mut self, host: &mut Host, chunk: ChunkId, answer: Answer) {
+    pub(crate) fn on_spool_answer(
+        &mut self,
+        host: &mut Host,
+        chunk: ChunkId,
+        request: RequestId,
+        answer: Answer,
+    ) {
+        if self.spool.awaits.get(&chunk) != Some(&request) {
+            return;
+        }
         let Some(state) = self.spool.chunks.get(&chunk).copied() else { return };
         match (state, answer) {
             (ChunkState::Spooling, Answer::Done) => {
@@ -144,6 +156,7 @@ impl Tenure {
             }
             (ChunkState::Unspooling, Answer::Done) => {
                 self.spool.chunks.remove(&chunk);
+                self.spool.awaits.remove(&chunk);
                 if self.runs.is_empty() && self.spool.is_idle() {
                     self.coverage.clear();
                 }
@@ -184,11 +197,13 @@ impl Tenure {
             return;
         }
         let route = Route::Account(self.id.clone(), AccountRoute::Spool(chunk));
-        host.get(route, Lane::Work, paths);
+        let request = host.get(route, Lane::Work, paths);
+        self.spool.awaits.insert(chunk, request);
     }
 
-    fn call_spool(&self, host: &mut Host, chunk: ChunkId, call: GatewayCall) {
-        host.gateway(&self.id, AccountRoute::Spool(chunk), call, host.deadline);
+    fn call_spool(&mut self, host: &mut Host, chunk: ChunkId, call: GatewayCall) {
+        let request = host.gateway(&self.id, AccountRoute::Spool(chunk), call, host.deadline);
+        self.spool.awaits.insert(chunk, request);
     }
 }
 

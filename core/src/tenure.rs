@@ -161,6 +161,7 @@ impl Tenure {
 
     /// Drops everything at once: nothing may be written about the account any more.
     pub(crate) fn abandon(mut self, host: &mut Host) {
+        host.forget(&self.id);
         for (_, run) in std::mem::take(&mut self.runs) {
             run.drop_slot(host);
         }
@@ -202,7 +203,7 @@ impl Tenure {
             AccountRoute::Unawaited => {}
             AccountRoute::Run(kind) => self.on_run_answer(host, kind, request, answer),
             AccountRoute::Send(outbox) => self.on_send_answer(host, &outbox, &answer),
-            AccountRoute::Spool(chunk) => self.on_spool_answer(host, chunk, answer),
+            AccountRoute::Spool(chunk) => self.on_spool_answer(host, chunk, request, answer),
         }
         self.pump(host);
     }
