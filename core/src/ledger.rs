@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::chain::{Chain, Progress};
-use crate::doc::{Document, FieldOp, FieldPath, Version, Write};
+use crate::doc::{DocPath, Document, FieldOp, FieldPath, Precondition, Version, Write};
 use crate::host::{AccountRoute, AccountTimer, Host, Route, Timer};
 use crate::id::{AccountId, OutboxId, ThreadId};
 use crate::io::{Answer, ChunkId, Key, RunKind};
@@ -14,6 +14,7 @@ use crate::io::{Answer, ChunkId, Key, RunKind};
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Ledger {
     chain: Chain,
+    account_path: DocPath,
     queue: VecDeque<Purpose>,
     flying: Option<Flying>,
     account: Patch,
@@ -40,6 +41,19 @@ pub(crate) enum Purpose {
     RunBeat(RunKind),
     RunEnd(RunKind),
     RunStart(RunKind),
+}
+
+/// What a purpose needs of its commit. Its fields are gone if the commit is refused: only the
+/// purpose knows whether they are still right then.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Draft {
+    /// Fields of `accounts/{id}`
+    pub(crate) account: Patch,
+    /// Only if `accounts/{id}` still is what was read
+    pub(crate) account_precondition: Option<Precondition>,
+    /// Fields of `sync/state`
+    pub(crate) sync: Patch,
+    pub(crate) writes: Vec<(Companion, Write)>,
 }
 
 /// Which document a write of a commit is about.
@@ -69,6 +83,7 @@ impl Ledger {
         );
         let fence = Some((account.connection_path(), fence));
         Self {
+            account_path: account.path(),
             chain: Chain::new(account.sync_path(), sync, fence, ends),
             queue: VecDeque::new(),
             flying: None,
@@ -113,26 +128,27 @@ impl Ledger {
         self.queue.pop_front()
     }
 
-    /// The account fields that the next commit will carry.
-    pub(crate) fn account_patch(&self) -> &Patch {
-        &self.account
-    }
-
     pub(crate) fn has_fields(&self) -> bool {
         !self.account.is_empty() || !self.sync.is_empty()
     }
 
     /// Sends a commit with all fields that wait.
-    pub(crate) fn commit(
-        &mut self,
-        host: &mut Host,
-        purpose: Purpose,
-        writes: Vec<(Companion, Write)>,
-    ) {
+    pub(crate) fn commit(&mut self, host: &mut Host, purpose: Purpose, draft: Draft) {
         let account = std::mem::take(&mut self.account);
         let sync = std::mem::take(&mut self.sync);
-        let head = sync.clone().into_iter().collect();
-        let (companions, writes) = writes.into_iter().unzip();
+        let merged = |riders: &Patch, own: Patch| {
+            let mut fields = riders.clone();
+            fields.extend(own);
+            fields.into_iter().collect::<Vec<_>>()
+        };
+        let head = merged(&sync, draft.sync);
+        let fields = merged(&account, draft.account);
+        let (mut companions, mut writes): (Vec<_>, Vec<_>) = draft.writes.into_iter().unzip();
+        if !fields.is_empty() {
+            let precondition = draft.account_precondition.unwrap_or(Precondition::Any);
+            companions.push(Companion::Account);
+            writes.push(Write::merge(self.account_path.clone(), precondition, fields));
+        }
         self.flying = Some(Flying { purpose, companions, account, sync });
         let not_after = host.deadline.min(host.now + host.policy.write_timeout);
         self.chain.commit(host, head, writes, not_after);

@@ -21,7 +21,7 @@ use crate::id::{RequestId, ThreadId};
 use crate::io::{
     Answer, Event, GatewayCall, HoleChange, Key, Lane, PageFacts, RunKind, RunResult, Skip, Trigger,
 };
-use crate::ledger::{Companion, Purpose};
+use crate::ledger::{Companion, Draft, Purpose};
 use crate::phone::PhoneState;
 use crate::tenure::{Covered, Tenure};
 use crate::time::{Mono, StoreTime};
@@ -442,7 +442,7 @@ impl Tenure {
         }
     }
 
-    pub(crate) fn reservation_writes(&mut self, kind: RunKind) -> Option<Vec<(Companion, Write)>> {
+    pub(crate) fn draft_reservation(&mut self, kind: RunKind, draft: &mut Draft) -> Option<()> {
         let run = self.runs.get(&kind)?;
         let Step::Reserving { thread, anchor, .. } = &run.step else { return None };
         let covered = self.coverage.get_mut(thread)?;
@@ -450,22 +450,24 @@ impl Tenure {
         let write = covered.write(&self.id, thread)?;
         let tries =
             covered.coverage.stretches().iter().find(|s| s.low == *anchor).map_or(0, |s| s.tries);
-        self.ledger.set_sync([
+        draft.sync.extend([
             (account::ASKED_AT, FieldOp::ServerTime),
             (account::ASKED_THREAD, Value::from(thread.text()).into()),
             (account::ASKED_ANCHOR, Value::from(anchor.id.clone()).into()),
             (account::ASKED_TRY, Value::from(tries).into()),
         ]);
-        Some(vec![(Companion::Coverage(thread.clone()), write)])
+        draft.writes.push((Companion::Coverage(thread.clone()), write));
+        Some(())
     }
 
     /// The lease document, with the account fields of the same commit.
-    pub(crate) fn run_write(
+    pub(crate) fn draft_run(
         &mut self,
         host: &Host,
         kind: RunKind,
         purpose: &Purpose,
-    ) -> Option<(Companion, Write)> {
+        draft: &mut Draft,
+    ) -> Option<()> {
         let run = self.runs.get(&kind)?;
         let lease = self.leases.entry(kind).or_default();
         let mirror = account::lease_fields(kind);
@@ -483,11 +485,13 @@ impl Tenure {
         let holder = smol_str::format_smolstr!("{}#{}", host.policy.instance, host.boot);
         match purpose {
             Purpose::RunStart(_) => {
+                draft.account_precondition =
+                    Some(self.account_version.map_or(Precondition::Absent, Precondition::Version));
                 fields.push((FieldPath::new("epoch"), Value::from(lease.epoch + 1).into()));
                 fields.push((FieldPath::new("attempt"), Value::from(lease.epoch + 1).into()));
-                self.ledger.set_account(mirror.until.clone(), until);
-                self.ledger.set_account(mirror.holder.clone(), Value::from(holder.clone()));
-                self.ledger.set_account(mirror.acquired.clone(), FieldOp::ServerTime);
+                draft.account.insert(mirror.until.clone(), until.into());
+                draft.account.insert(mirror.holder.clone(), Value::from(holder.clone()).into());
+                draft.account.insert(mirror.acquired.clone(), FieldOp::ServerTime);
                 if kind == RunKind::AutoBackfill {
                     let status = Value::map([
                         ("running", Value::from(true)),
@@ -495,27 +499,25 @@ impl Tenure {
                         ("trigger", run.trigger.as_str().into()),
                         ("holder", holder.into()),
                     ]);
-                    self.ledger.set_account(account::LAST_AUTO_BACKFILL_STATUS, status);
+                    draft.account.insert(account::LAST_AUTO_BACKFILL_STATUS, status.into());
                     let at = account::LAST_AUTO_BACKFILL_ATTEMPT_AT;
-                    self.ledger.set_account(at, FieldOp::ServerTime);
+                    draft.account.insert(at, FieldOp::ServerTime);
                 }
             }
             Purpose::RunBeat(_) => {
                 if run.step == Step::Ending {
                     return None;
                 }
-                self.ledger.set_account(mirror.until.clone(), until);
+                draft.account.insert(mirror.until.clone(), until.into());
             }
             _ => {
                 if run.step != Step::Ending {
                     return None;
                 }
-                self.ledger.set_account(mirror.until.clone(), Value::Null);
-                self.ledger.set_account(mirror.holder.clone(), Value::Null);
-                self.ledger.set_account(mirror.acquired.clone(), Value::Null);
-                for (field, value) in self.result_fields(host, kind) {
-                    self.ledger.set_account(field, value);
-                }
+                draft.account.insert(mirror.until.clone(), Value::Null.into());
+                draft.account.insert(mirror.holder.clone(), Value::Null.into());
+                draft.account.insert(mirror.acquired.clone(), Value::Null.into());
+                draft.account.extend(self.result_fields(host, kind));
             }
         }
         let lease = self.leases.entry(kind).or_default();
@@ -526,7 +528,8 @@ impl Tenure {
             Some(version) => Precondition::Version(version),
             None => Precondition::Absent,
         };
-        Some((Companion::RunLease(kind), Write::merge(path, precondition, fields)))
+        draft.writes.push((Companion::RunLease(kind), Write::merge(path, precondition, fields)));
+        Some(())
     }
 
     fn seek_slot(&mut self, host: &mut Host, kind: RunKind) {

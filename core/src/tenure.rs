@@ -17,7 +17,7 @@ use crate::io::{
     Answer, CloseReason, Event, GatewayCall, GatewayEvent, HoleChange, Ingested, Lane, RunKind,
     Source, Trigger,
 };
-use crate::ledger::{Companion, Ledger, Purpose};
+use crate::ledger::{Companion, Draft, Ledger, Purpose};
 use crate::link::{Link, LinkState};
 use crate::outbox::Sending;
 use crate::phone::Phone;
@@ -310,8 +310,8 @@ impl Tenure {
         }
         while host.believing() {
             let Some(purpose) = self.ledger.next() else { break };
-            if let Some(writes) = self.writes(host, &purpose) {
-                self.ledger.commit(host, purpose, writes);
+            if let Some(draft) = self.draft(host, &purpose) {
+                self.ledger.commit(host, purpose, draft);
                 break;
             }
         }
@@ -606,43 +606,27 @@ impl Tenure {
         self.ledger.push(Purpose::Patch);
     }
 
-    /// What a commit writes beside `sync/state`; `None` if there is no point in it any more.
-    fn writes(&mut self, host: &mut Host, purpose: &Purpose) -> Option<Vec<(Companion, Write)>> {
-        let mut writes = Vec::new();
-        let mut account_precondition = Precondition::Any;
+    /// What a purpose needs of its commit; `None` if there is no point in it any more.
+    fn draft(&mut self, host: &Host, purpose: &Purpose) -> Option<Draft> {
+        let mut draft = Draft::default();
         match purpose {
-            Purpose::Chunk(_) | Purpose::Cover(_) => writes.extend(self.coverage_writes()),
-            Purpose::Connect => {
-                if self.link.state != LinkState::Marking {
-                    return None;
-                }
-                self.ledger.set_sync([
-                    (account::CONNECTED_BOOT, Value::from(host.boot.text()).into()),
-                    (account::CONNECTED_SINCE, FieldOp::ServerTime),
-                ]);
-            }
+            Purpose::Chunk(_) | Purpose::Cover(_) => draft.writes = self.coverage_writes(),
+            Purpose::Connect if self.link.state != LinkState::Marking => return None,
+            Purpose::Connect => draft.sync.extend([
+                (account::CONNECTED_BOOT, Value::from(host.boot.text()).into()),
+                (account::CONNECTED_SINCE, FieldOp::ServerTime),
+            ]),
             Purpose::OutboxClaim(id) | Purpose::OutboxEnd(id) => {
-                writes.extend(self.outbox_writes(host, id, purpose)?);
+                draft.writes = self.outbox_writes(host, id, purpose)?;
             }
             Purpose::Patch if !self.ledger.has_fields() => return None,
             Purpose::Patch => {}
-            Purpose::Reserve(kind) => writes.extend(self.reservation_writes(*kind)?),
-            Purpose::RunBeat(kind) | Purpose::RunEnd(kind) => {
-                writes.push(self.run_write(host, *kind, purpose)?);
-            }
-            Purpose::RunStart(kind) => {
-                writes.push(self.run_write(host, *kind, purpose)?);
-                account_precondition =
-                    self.account_version.map_or(Precondition::Absent, Precondition::Version);
+            Purpose::Reserve(kind) => self.draft_reservation(*kind, &mut draft)?,
+            Purpose::RunBeat(kind) | Purpose::RunEnd(kind) | Purpose::RunStart(kind) => {
+                self.draft_run(host, *kind, purpose, &mut draft)?;
             }
         }
-        let patch = self.ledger.account_patch();
-        if !patch.is_empty() {
-            let fields = patch.clone().into_iter().collect();
-            let write = Write::merge(self.id.path(), account_precondition, fields);
-            writes.push((Companion::Account, write));
-        }
-        Some(writes)
+        Some(draft)
     }
 
     fn on_ledger(&mut self, host: &mut Host, answer: Answer) {
