@@ -197,6 +197,13 @@ impl Host {
         self.now < self.deadline
     }
 
+    /// Until when a commit of a chain may start: its answer is worth waiting for, and the session,
+    /// once it has a deadline, still stands.
+    pub(crate) fn commit_until(&self) -> Mono {
+        let timeout = self.now + self.policy.write_timeout;
+        if self.deadline == Mono::ZERO { timeout } else { timeout.min(self.deadline) }
+    }
+
     pub(crate) fn event(&mut self, event: Event) {
         self.out.push_back(Output::Event(event));
     }

@@ -134,7 +134,7 @@ impl Ledger {
         let head = sync.clone().into_iter().collect();
         let (companions, writes) = writes.into_iter().unzip();
         self.flying = Some(Flying { purpose, companions, account, sync });
-        let not_after = host.deadline.min(host.now + host.policy.write_timeout);
+        let not_after = host.commit_until();
         self.chain.commit(host, head, writes, not_after);
     }
 

@@ -183,9 +183,7 @@ impl Session {
         let Some(op) = self.queue.pop_front() else { return };
         let companions = self.companions(host, &op);
         let head = self.fields(host, &op);
-        // Until its deadline nothing of a created session may be late; creating it has all the time.
-        let timeout = host.now + host.policy.write_timeout;
-        let not_after = if self.created { timeout.min(host.deadline) } else { timeout };
+        let not_after = host.commit_until();
         let claims = matches!(op, Op::Claim(_));
         self.chain.loosen(claims && host.bug(Bug::AcquireNotTiedToSession));
         self.op = Some(op);
