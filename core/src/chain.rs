@@ -31,7 +31,7 @@ pub(crate) struct Chain {
     attempt: u64,
     flight: Option<Flight>,
     /// When the latest commit that is known to have happened was sent
-    confirmed: Mono,
+    confirmed: Option<Mono>,
     /// The commit under way does not look at the head
     loose: bool,
 }
@@ -104,7 +104,7 @@ impl Chain {
             beat: doc.and_then(|d| d.count("beat")).unwrap_or(0),
             attempt: 0,
             flight: None,
-            confirmed: Mono::ZERO,
+            confirmed: None,
             loose: false,
         }
     }
@@ -119,7 +119,7 @@ impl Chain {
     }
 
     /// When the latest commit that is known to have happened was sent.
-    pub(crate) fn confirmed(&self) -> Mono {
+    pub(crate) fn confirmed(&self) -> Option<Mono> {
         self.confirmed
     }
 
@@ -171,7 +171,7 @@ impl Chain {
             }
             (Stage::Committing, Answer::Unknown) if host.bug(Bug::UnknownAsSuccess) => {
                 let sent = flight.latest();
-                self.confirmed = self.confirmed.max(sent);
+                self.confirmed = self.confirmed.max(Some(sent));
                 let none = vec![None; flight.companions.len()];
                 let commit_time = host.clock.now(host.now, 0).unwrap_or_default();
                 Progress::Applied { sent, commit_time, versions: none }
@@ -307,7 +307,7 @@ impl Chain {
     fn advance(&mut self, version: Option<Version>, sent: Mono) {
         self.version = version.or(self.version);
         self.beat += 1;
-        self.confirmed = self.confirmed.max(sent);
+        self.confirmed = self.confirmed.max(Some(sent));
     }
 
     fn fenced(&self, host: &Host) -> bool {
@@ -448,7 +448,7 @@ mod tests {
         };
         assert_eq!(counted, sent);
         assert_eq!(versions, [None]);
-        assert_eq!(rig.chain.confirmed(), sent);
+        assert_eq!(rig.chain.confirmed(), Some(sent));
     }
 
     #[test]
@@ -556,7 +556,7 @@ mod tests {
         let mut rig = Rig::new(None, None);
         rig.commit(companion());
         assert_eq!(rig.answer(Answer::Rejected(Rejection::Unavailable)), Progress::Refused(None));
-        assert_eq!(rig.chain.confirmed(), Mono::ZERO);
+        assert_eq!(rig.chain.confirmed(), None);
     }
 
     #[test]

@@ -67,7 +67,7 @@ pub(crate) enum AccountRoute {
     Connect,
     Ledger,
     Load,
-    LoadMarker(BootId),
+    LoadMarker,
     LoadOpen,
     Run(RunKind),
     Send(OutboxId),
@@ -328,9 +328,10 @@ impl Host {
         min + Duration::from_millis(if span == u64::MAX { draw } else { draw % (span + 1) })
     }
 
-    /// `d` give or take a fifth.
+    /// `d` give or take a fifth, but some time in any case: timers that are due again at once
+    /// would never let go.
     pub(crate) fn about(&mut self, d: Duration) -> Duration {
-        self.jitter(d - d / 5, d + d / 5)
+        self.jitter(d - d / 5, d + d / 5).max(Duration::from_millis(1))
     }
 
     pub(crate) fn boot_of(&self, n: u64) -> BootId {

@@ -18,6 +18,10 @@ pub(crate) struct Ledger {
     flying: Option<Flying>,
     account: Patch,
     sync: Patch,
+    /// Account fields that belong to the next commit alone
+    account_once: Patch,
+    /// Fields of `sync/state` that belong to the next commit alone
+    sync_once: Patch,
 }
 
 /// Fields to change; of several changes of one field the last counts.
@@ -74,6 +78,8 @@ impl Ledger {
             flying: None,
             account: Patch::new(),
             sync: Patch::new(),
+            account_once: Patch::new(),
+            sync_once: Patch::new(),
         }
     }
 
@@ -85,6 +91,16 @@ impl Ledger {
     /// Changes fields of `sync/state` with the next commit.
     pub(crate) fn set_sync(&mut self, fields: impl IntoIterator<Item = (FieldPath, FieldOp)>) {
         self.sync.extend(fields);
+    }
+
+    /// Changes a field of `accounts/{id}` with the commit that is being made, or not at all.
+    pub(crate) fn set_account_once(&mut self, field: FieldPath, value: impl Into<FieldOp>) {
+        self.account_once.insert(field, value.into());
+    }
+
+    /// Changes fields of `sync/state` with the commit that is being made, or not at all.
+    pub(crate) fn set_sync_once(&mut self, fields: impl IntoIterator<Item = (FieldPath, FieldOp)>) {
+        self.sync_once.extend(fields);
     }
 
     /// Asks for a commit.
@@ -110,12 +126,16 @@ impl Ledger {
         if self.flying.is_some() {
             return None;
         }
+        self.account_once.clear();
+        self.sync_once.clear();
         self.queue.pop_front()
     }
 
     /// The account fields that the next commit will carry.
-    pub(crate) fn account_patch(&self) -> &Patch {
-        &self.account
+    pub(crate) fn account_patch(&self) -> Patch {
+        let mut patch = self.account.clone();
+        patch.extend(self.account_once.clone());
+        patch
     }
 
     pub(crate) fn has_fields(&self) -> bool {
@@ -131,7 +151,10 @@ impl Ledger {
     ) {
         let account = std::mem::take(&mut self.account);
         let sync = std::mem::take(&mut self.sync);
-        let head = sync.clone().into_iter().collect();
+        self.account_once.clear();
+        let mut head = sync.clone();
+        head.append(&mut self.sync_once);
+        let head = head.into_iter().collect();
         let (companions, writes) = writes.into_iter().unzip();
         self.flying = Some(Flying { purpose, companions, account, sync });
         let not_after = host.commit_until();

@@ -17,7 +17,7 @@ use crate::doc::{
 };
 use crate::eligibility;
 use crate::host::{AccountRoute, AccountTimer, Host, Route};
-use crate::id::{RequestId, ThreadId};
+use crate::id::{AccountId, RequestId, ThreadId};
 use crate::io::{
     Answer, Event, GatewayCall, HoleChange, Key, Lane, PageFacts, RunKind, RunResult, Skip, Trigger,
 };
@@ -39,6 +39,8 @@ pub(crate) struct Run {
     /// When its lease is not certain any more
     pub(crate) deadline: Option<Mono>,
     threads: Vec<Work>,
+    /// The read whose answer it waits for
+    reading: Option<RequestId>,
     retries: u32,
     asked: u32,
     messages: u32,
@@ -86,6 +88,8 @@ enum Step {
 struct Work {
     thread: ThreadId,
     messages: u32,
+    /// That the phone did not answer for it earlier counts no more
+    forgiven: bool,
     /// Its newest message has been looked up
     looked: bool,
 }
@@ -96,6 +100,12 @@ pub(crate) struct RunLease {
     pub(crate) version: Option<Version>,
     beat: u64,
     epoch: u64,
+}
+
+impl Work {
+    fn new(thread: ThreadId) -> Self {
+        Self { thread, messages: 0, forgiven: false, looked: false }
+    }
 }
 
 impl RunLease {
@@ -158,6 +168,7 @@ impl Tenure {
                 begun: host.now,
                 deadline: None,
                 threads: Vec::new(),
+                reading: None,
                 retries: 0,
                 asked: 0,
                 messages: 0,
@@ -237,7 +248,12 @@ impl Tenure {
         request: RequestId,
         answer: Answer,
     ) {
-        let Some(run) = self.runs.get(&kind) else { return };
+        let Some(run) = self.runs.get_mut(&kind) else { return };
+        let asked = self.phone.awaited().is_some_and(|(_, awaited, _)| awaited == request);
+        if !asked && run.reading.take_if(|reading| *reading == request).is_none() {
+            // An earlier run, or an earlier step, wanted to know.
+            return;
+        }
         match (run.step.clone(), answer) {
             (Step::Checking, Answer::Read { read_time, docs }) => {
                 let mut docs = docs.into_iter();
@@ -261,9 +277,7 @@ impl Tenure {
                 let newest = docs.iter().find_map(|doc| newest_mark(doc));
                 self.on_looked(host, kind, &thread, newest.as_ref());
             }
-            (Step::Asking { thread, before, .. }, Answer::Rejected(_))
-                if self.phone.awaited().is_some_and(|(_, awaited, _)| awaited == request) =>
-            {
+            (Step::Asking { thread, before, .. }, Answer::Rejected(_)) if asked => {
                 // It was not asked, so the try does not count.
                 self.restore_coverage(&thread, before);
                 self.phone.not_asked(host);
@@ -444,7 +458,7 @@ impl Tenure {
         let write = covered.write(&self.id, thread)?;
         let tries =
             covered.coverage.stretches().iter().find(|s| s.low == *anchor).map_or(0, |s| s.tries);
-        self.ledger.set_sync([
+        self.ledger.set_sync_once([
             (account::ASKED_AT, FieldOp::ServerTime),
             (account::ASKED_THREAD, Value::from(thread.text()).into()),
             (account::ASKED_ANCHOR, Value::from(anchor.id.clone()).into()),
@@ -479,9 +493,9 @@ impl Tenure {
             Purpose::RunStart(_) => {
                 fields.push((FieldPath::new("epoch"), Value::from(lease.epoch + 1).into()));
                 fields.push((FieldPath::new("attempt"), Value::from(lease.epoch + 1).into()));
-                self.ledger.set_account(mirror.until.clone(), until);
-                self.ledger.set_account(mirror.holder.clone(), Value::from(holder.clone()));
-                self.ledger.set_account(mirror.acquired.clone(), FieldOp::ServerTime);
+                self.ledger.set_account_once(mirror.until.clone(), until);
+                self.ledger.set_account_once(mirror.holder.clone(), Value::from(holder.clone()));
+                self.ledger.set_account_once(mirror.acquired.clone(), FieldOp::ServerTime);
                 if kind == RunKind::AutoBackfill {
                     let status = Value::map([
                         ("running", Value::from(true)),
@@ -489,26 +503,26 @@ impl Tenure {
                         ("trigger", run.trigger.as_str().into()),
                         ("holder", holder.into()),
                     ]);
-                    self.ledger.set_account(account::LAST_AUTO_BACKFILL_STATUS, status);
+                    self.ledger.set_account_once(account::LAST_AUTO_BACKFILL_STATUS, status);
                     let at = account::LAST_AUTO_BACKFILL_ATTEMPT_AT;
-                    self.ledger.set_account(at, FieldOp::ServerTime);
+                    self.ledger.set_account_once(at, FieldOp::ServerTime);
                 }
             }
             Purpose::RunBeat(_) => {
                 if run.step == Step::Ending {
                     return None;
                 }
-                self.ledger.set_account(mirror.until.clone(), until);
+                self.ledger.set_account_once(mirror.until.clone(), until);
             }
             _ => {
                 if run.step != Step::Ending {
                     return None;
                 }
-                self.ledger.set_account(mirror.until.clone(), Value::Null);
-                self.ledger.set_account(mirror.holder.clone(), Value::Null);
-                self.ledger.set_account(mirror.acquired.clone(), Value::Null);
+                self.ledger.set_account_once(mirror.until.clone(), Value::Null);
+                self.ledger.set_account_once(mirror.holder.clone(), Value::Null);
+                self.ledger.set_account_once(mirror.acquired.clone(), Value::Null);
                 for (field, value) in self.result_fields(host, kind) {
-                    self.ledger.set_account(field, value);
+                    self.ledger.set_account_once(field, value);
                 }
             }
         }
@@ -536,9 +550,10 @@ impl Tenure {
         }
     }
 
-    fn check(&self, host: &mut Host, kind: RunKind) {
+    fn check(&mut self, host: &mut Host, kind: RunKind) {
+        let Some(run) = self.runs.get_mut(&kind) else { return };
         let paths = vec![self.id.path(), lease_path(&self.id, kind)];
-        host.get(self.run_route(kind), Lane::Work, paths);
+        run.reading = Some(host.get(run_route(&self.id, kind), Lane::Work, paths));
     }
 
     fn check_again(&mut self, host: &mut Host, kind: RunKind) {
@@ -599,6 +614,7 @@ impl Tenure {
         host.event(Event::RunStarted { account: self.id.clone(), kind, trigger: run.trigger });
         if run.step == Step::Starting {
             run.step = Step::Choosing;
+            let route = run_route(&self.id, kind);
             let limit = match kind {
                 RunKind::AutoBackfill => host.policy.auto_backfill.threads,
                 RunKind::RecentSync => host.policy.recent_sync.max_threads,
@@ -607,7 +623,7 @@ impl Tenure {
                 .filter(FieldPath::new("accountId"), Comparison::Equal, self.id.text())
                 .order_by(FieldPath::new("lastMessageAt"), Direction::Descending)
                 .select([FieldPath::new("lastMessageAt")]);
-            host.query(self.run_route(kind), query);
+            run.reading = Some(host.query(route, query));
         } else {
             // It was aborted while the lease was being taken.
             self.ledger.push(Purpose::RunEnd(kind));
@@ -629,8 +645,7 @@ impl Tenure {
         let surveyed = self.sync.latest_gap();
         let Some(run) = self.runs.get_mut(&kind) else { return };
         run.surveyed = surveyed;
-        run.threads =
-            chosen.into_iter().map(|thread| Work { thread, messages: 0, looked: false }).collect();
+        run.threads = chosen.into_iter().map(Work::new).collect();
         if missing.is_empty() {
             self.plan(host, kind);
             return;
@@ -641,7 +656,7 @@ impl Tenure {
             .filter_map(|t| DocPath::new(&coverage, t.as_str()).ok().map(|path| (t, path)))
             .unzip::<_, _, Vec<_>, Vec<_>>();
         run.step = Step::Loading(missing);
-        host.get(self.run_route(kind), Lane::Work, paths);
+        run.reading = Some(host.get(run_route(&self.id, kind), Lane::Work, paths));
     }
 
     /// Decides what the run does next.
@@ -654,8 +669,8 @@ impl Tenure {
         }
         for work in &mut run.threads {
             let Some(covered) = self.coverage.get_mut(&work.thread) else { continue };
-            if run.trigger == Trigger::Manual && !work.looked && covered.coverage.forgive() {
-                covered.dirty = true;
+            if run.trigger == Trigger::Manual && !std::mem::replace(&mut work.forgiven, true) {
+                covered.dirty |= covered.coverage.forgive();
             }
             let behind = covered.coverage.applied_gap() < self.sync.latest_gap()
                 || self.sync.thread_gaps.contains_key(&work.thread);
@@ -665,7 +680,7 @@ impl Tenure {
                 let query = Query::all(work.thread.messages(), NEWEST_CANDIDATES)
                     .order_by(FieldPath::new("tsClient"), Direction::Descending)
                     .select([FieldPath::new("key"), FieldPath::new("tsClient")]);
-                host.query(self.run_route(kind), query);
+                run.reading = Some(host.query(run_route(&self.id, kind), query));
                 return;
             }
             if let Some(anchor) = covered.coverage.next_anchor(goal) {
@@ -945,10 +960,6 @@ impl Tenure {
         let next = host.now + lease_term(host, kind) / 3;
         host.timers.set(self.timer(AccountTimer::Run(kind)), next.min(deadline));
     }
-
-    fn run_route(&self, kind: RunKind) -> Route {
-        Route::Account(self.id.clone(), AccountRoute::Run(kind))
-    }
 }
 
 impl Trigger {
@@ -962,6 +973,10 @@ impl Trigger {
     }
 }
 
+fn run_route(account: &AccountId, kind: RunKind) -> Route {
+    Route::Account(account.clone(), AccountRoute::Run(kind))
+}
+
 fn lease_term(host: &Host, kind: RunKind) -> Duration {
     match kind {
         RunKind::AutoBackfill => host.policy.auto_backfill.lease,
@@ -969,7 +984,7 @@ fn lease_term(host: &Host, kind: RunKind) -> Duration {
     }
 }
 
-fn lease_path(account: &crate::id::AccountId, kind: RunKind) -> DocPath {
+fn lease_path(account: &AccountId, kind: RunKind) -> DocPath {
     match kind {
         RunKind::AutoBackfill => account.auto_backfill_path(),
         RunKind::RecentSync => account.recent_sync_path(),

@@ -15,7 +15,7 @@ use crate::host::{Host, Route, Timer};
 use crate::id::{BootId, Epoch};
 use crate::io::{Answer, Key};
 use crate::policy::InstanceMode;
-use crate::time::StoreTime;
+use crate::time::{Mono, StoreTime};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Session {
@@ -156,8 +156,8 @@ impl Session {
     pub(crate) fn on_answer(&mut self, host: &mut Host, answer: Answer) -> Option<Outcome> {
         let before = self.chain.confirmed();
         let progress = self.chain.on_answer(host, answer);
-        if self.chain.confirmed() > before {
-            self.confirm(host);
+        if let Some(sent) = self.chain.confirmed().filter(|sent| Some(*sent) > before) {
+            self.confirm(host, sent);
         }
         match progress {
             Progress::Applied { versions, .. } => {
@@ -190,9 +190,9 @@ impl Session {
         self.chain.commit(host, head, companions, not_after);
     }
 
-    fn confirm(&self, host: &mut Host) {
-        let counted_from =
-            if host.bug(Bug::DeadlineFromAnswer) { host.now } else { self.chain.confirmed() };
+    /// A commit that was sent at `sent` is known to have happened.
+    fn confirm(&self, host: &mut Host, sent: Mono) {
+        let counted_from = if host.bug(Bug::DeadlineFromAnswer) { host.now } else { sent };
         let belief = if host.bug(Bug::DeadlineFromAnswer) || host.bug(Bug::MarginMissing) {
             host.policy.session_term
         } else {
@@ -202,7 +202,7 @@ impl Session {
         host.timers.set(Timer::Deadline, host.deadline);
         if !host.bug(Bug::NoRenewal) {
             let renewal = host.policy.session_renewal;
-            host.timers.set(Timer::Renew, (self.chain.confirmed() + renewal).max(host.now));
+            host.timers.set(Timer::Renew, (sent + renewal).max(host.now));
         }
     }
 

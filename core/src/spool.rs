@@ -10,7 +10,7 @@ use crate::account;
 use crate::bug::Bug;
 use crate::doc::{DocPath, Value};
 use crate::host::{AccountRoute, AccountTimer, Host, Route};
-use crate::id::ThreadId;
+use crate::id::{RequestId, ThreadId};
 use crate::io::{Answer, ChunkId, GatewayCall, Ingested, Lane, ThreadSpan};
 use crate::ledger::Purpose;
 use crate::tenure::{Covered, Tenure};
@@ -18,6 +18,8 @@ use crate::tenure::{Covered, Tenure};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Spool {
     chunks: BTreeMap<ChunkId, ChunkState>,
+    /// Per chunk, the request whose answer counts: one that was given up may be answered yet
+    awaited: BTreeMap<ChunkId, RequestId>,
     /// What the chunk under way brought, and is not noted in coverage yet
     spans: Vec<ThreadSpan>,
     noting: Vec<ThreadSpan>,
@@ -41,15 +43,19 @@ impl Spool {
     }
 
     /// A step failed: it is tried again with the next pump.
-    pub(crate) fn interrupted(&mut self) {
-        for state in self.chunks.values_mut() {
-            *state = match *state {
-                ChunkState::Arrived | ChunkState::Spooling => ChunkState::Arrived,
-                _ => ChunkState::Spooled,
-            };
-        }
-        self.spans.clear();
-        self.noting.clear();
+    pub(crate) fn interrupted(&mut self, chunk: ChunkId) {
+        let Some(state) = self.chunks.get_mut(&chunk) else { return };
+        *state = match *state {
+            ChunkState::Arrived | ChunkState::Spooling => ChunkState::Arrived,
+            ChunkState::Noting
+            | ChunkState::Parsing
+            | ChunkState::Spooled
+            | ChunkState::Unspooling => {
+                self.spans.clear();
+                self.noting.clear();
+                ChunkState::Spooled
+            }
+        };
     }
 
     fn active(&self) -> Option<ChunkId> {
@@ -115,7 +121,17 @@ impl Tenure {
         }
     }
 
-    pub(crate) fn on_spool_answer(&mut self, host: &mut Host, chunk: ChunkId, answer: Answer) {
+    pub(crate) fn on_spool_answer(
+        &mut self,
+        host: &mut Host,
+        chunk: ChunkId,
+        request: RequestId,
+        answer: Answer,
+    ) {
+        if self.spool.awaited.get(&chunk) != Some(&request) {
+            return;
+        }
+        self.spool.awaited.remove(&chunk);
         let Some(state) = self.spool.chunks.get(&chunk).copied() else { return };
         match (state, answer) {
             (ChunkState::Spooling, Answer::Done) => {
@@ -149,7 +165,7 @@ impl Tenure {
                 }
             }
             _ => {
-                self.spool.interrupted();
+                self.spool.interrupted(chunk);
                 let wait = host.about(Duration::from_secs(2));
                 host.in_ms(self.timer(AccountTimer::Spool), wait);
                 return;
@@ -184,11 +200,13 @@ impl Tenure {
             return;
         }
         let route = Route::Account(self.id.clone(), AccountRoute::Spool(chunk));
-        host.get(route, Lane::Work, paths);
+        let request = host.get(route, Lane::Work, paths);
+        self.spool.awaited.insert(chunk, request);
     }
 
-    fn call_spool(&self, host: &mut Host, chunk: ChunkId, call: GatewayCall) {
-        host.gateway(&self.id, AccountRoute::Spool(chunk), call, host.deadline);
+    fn call_spool(&mut self, host: &mut Host, chunk: ChunkId, call: GatewayCall) {
+        let request = host.gateway(&self.id, AccountRoute::Spool(chunk), call, host.deadline);
+        self.spool.awaited.insert(chunk, request);
     }
 }
 

@@ -195,14 +195,14 @@ impl Tenure {
             AccountRoute::Connect => self.on_connect_answer(host, request, &answer),
             AccountRoute::Ledger => self.on_ledger(host, answer),
             AccountRoute::Load => self.on_loaded(host, answer),
-            AccountRoute::LoadMarker(boot) => self.on_marker(host, boot, answer),
+            AccountRoute::LoadMarker => self.on_marker(host, answer),
             AccountRoute::LoadOpen => {
                 self.holes_left = !matches!(&answer, Answer::Found { docs, .. } if docs.is_empty());
             }
             AccountRoute::Unawaited => {}
             AccountRoute::Run(kind) => self.on_run_answer(host, kind, request, answer),
             AccountRoute::Send(outbox) => self.on_send_answer(host, &outbox, &answer),
-            AccountRoute::Spool(chunk) => self.on_spool_answer(host, chunk, answer),
+            AccountRoute::Spool(chunk) => self.on_spool_answer(host, chunk, request, answer),
         }
         self.pump(host);
     }
@@ -307,6 +307,10 @@ impl Tenure {
         if !matches!(self.stage, Stage::Ready | Stage::Leaving) {
             return;
         }
+        if self.stage == Stage::Leaving && self.ledger.is_idle() && self.ledger.has_fields() {
+            // Nothing else comes that they could ride on.
+            self.ledger.push(Purpose::Patch);
+        }
         while host.believing() {
             let Some(purpose) = self.ledger.next() else { break };
             if let Some(writes) = self.writes(host, &purpose) {
@@ -372,11 +376,7 @@ impl Tenure {
 
         match self.sync.connected.as_deref().map(BootId::parse) {
             Some(Ok(boot)) => {
-                host.get(
-                    self.route(AccountRoute::LoadMarker(boot.clone())),
-                    Lane::Lease,
-                    vec![boot.path()],
-                );
+                host.get(self.route(AccountRoute::LoadMarker), Lane::Lease, vec![boot.path()]);
             }
             Some(Err(_)) => {
                 self.note_crash(host, None);
@@ -387,16 +387,12 @@ impl Tenure {
     }
 
     /// The predecessor's session says until when it was certainly alive.
-    fn on_marker(&mut self, host: &mut Host, boot: BootId, answer: Answer) {
+    fn on_marker(&mut self, host: &mut Host, answer: Answer) {
         if self.stage != Stage::Loading {
             return;
         }
         let Answer::Read { docs, .. } = answer else {
-            host.get(
-                self.route(AccountRoute::LoadMarker(boot.clone())),
-                Lane::Lease,
-                vec![boot.path()],
-            );
+            host.in_ms(self.timer(AccountTimer::Load), Duration::from_secs(1));
             return;
         };
         let doc = docs.into_iter().next().flatten();
@@ -615,7 +611,7 @@ impl Tenure {
                 if self.link.state != LinkState::Marking {
                     return None;
                 }
-                self.ledger.set_sync([
+                self.ledger.set_sync_once([
                     (account::CONNECTED_BOOT, Value::from(host.boot.text()).into()),
                     (account::CONNECTED_SINCE, FieldOp::ServerTime),
                 ]);
@@ -637,7 +633,7 @@ impl Tenure {
         }
         let patch = self.ledger.account_patch();
         if !patch.is_empty() {
-            let fields = patch.clone().into_iter().collect();
+            let fields = patch.into_iter().collect();
             let write = Write::merge(self.id.path(), account_precondition, fields);
             writes.push((Companion::Account, write));
         }
@@ -691,9 +687,9 @@ impl Tenure {
 
     fn on_refused(&mut self, host: &mut Host, purpose: Purpose, conflict: bool) {
         match purpose {
-            Purpose::Chunk(_) => {
+            Purpose::Chunk(chunk) => {
                 host.in_ms(self.timer(AccountTimer::Spool), Duration::from_secs(5));
-                self.spool.interrupted();
+                self.spool.interrupted(chunk);
             }
             Purpose::Connect => {
                 if self.link.state == LinkState::Marking {
