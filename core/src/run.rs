@@ -313,10 +313,10 @@ impl Tenure {
             }
             Purpose::RunEnd(kind) => self.on_ended(host, kind, commit_time),
             Purpose::Reserve(kind) => self.on_reserved(host, kind, sent),
-            Purpose::Cover(kind) => {
-                if self.runs.get(&kind).is_some_and(|run| run.step == Step::Covering) {
-                    self.plan(host, kind);
-                }
+            Purpose::Cover(kind)
+                if self.runs.get(&kind).is_some_and(|run| run.step == Step::Covering) =>
+            {
+                self.plan(host, kind);
             }
             _ => {}
         }
