@@ -292,6 +292,17 @@ impl Host {
         Some(route)
     }
 
+    /// Nobody waits for the answers to these any more: whoever did is gone, and the answers must
+    /// not be taken for those of a successor.
+    pub(crate) fn forget(&mut self, gone: impl Fn(&Route) -> bool) {
+        self.requests.retain(|_, route| !gone(route));
+        for queue in self.expiries.values_mut() {
+            while queue.front().is_some_and(|(_, id)| !self.requests.contains_key(id)) {
+                queue.pop_front();
+            }
+        }
+    }
+
     /// Takes out a request that has waited too long.
     pub(crate) fn expired(&mut self) -> Option<RequestId> {
         let now = self.now;

@@ -165,6 +165,8 @@ impl Session {
                 self.created = true;
                 Some(Outcome::Done(op, versions))
             }
+            // Whoever ended it, it is over.
+            Progress::Gone if self.op == Some(Op::End) => Some(Outcome::Done(Op::End, Vec::new())),
             Progress::Gone => Some(Outcome::Gone),
             Progress::Pending => None,
             Progress::Refused(snapshot) => Some(Outcome::Refused(self.op.take()?, snapshot)),
