@@ -31,7 +31,7 @@ pub(crate) struct Chain {
     attempt: u64,
     flight: Option<Flight>,
     /// When the latest commit that is known to have happened was sent
-    confirmed: Mono,
+    confirmed: Option<Mono>,
     /// The commit under way does not look at the head
     loose: bool,
 }
@@ -104,7 +104,7 @@ impl Chain {
             beat: doc.and_then(|d| d.count("beat")).unwrap_or(0),
             attempt: 0,
             flight: None,
-            confirmed: Mono::ZERO,
+            confirmed: None,
             loose: false,
         }
     }
@@ -119,7 +119,7 @@ impl Chain {
     }
 
     /// When the latest commit that is known to have happened was sent.
-    pub(crate) fn confirmed(&self) -> Mono {
+    pub(crate) fn confirmed(&self) -> Option<Mono> {
         self.confirmed
     }
 
@@ -171,7 +171,7 @@ impl Chain {
             }
             (Stage::Committing, Answer::Unknown) if host.bug(Bug::UnknownAsSuccess) => {
                 let sent = flight.latest();
-                self.confirmed = self.confirmed.max(sent);
+                self.confirmed = self.confirmed.max(Some(sent));
                 let none = vec![None; flight.companions.len()];
                 let commit_time = host.clock.now(host.now, 0).unwrap_or_default();
                 Progress::Applied { sent, commit_time, versions: none }
@@ -226,8 +226,11 @@ impl Chain {
         }
         let snapshot = Snapshot { read_time, docs: docs.collect() };
 
+        // What has not moved since it was last seen shows an earlier commit: a chain that begins
+        // anew over the same document counts its attempts from one again.
+        let moved = head.as_ref().map(|doc| doc.version) != self.version;
         let ours = head.as_ref().filter(|doc| {
-            doc.str("boot") == Some(host.boot.as_str()) && doc.str("state") != Some("dead")
+            moved && doc.str("boot") == Some(host.boot.as_str()) && doc.str("state") != Some("dead")
         });
         let applied = ours.and_then(|doc| doc.count("attempt"));
         let wanted = flight.wanted.iter().find(|(attempt, _)| applied == Some(*attempt));
@@ -244,7 +247,7 @@ impl Chain {
             self.beat = doc.count("beat").unwrap_or(self.beat);
             return Progress::Refused(Some(snapshot));
         }
-        if head.as_ref().map(|doc| doc.version) != self.version {
+        if moved {
             return Progress::Gone;
         }
         if !flight.unsettled {
@@ -262,7 +265,7 @@ impl Chain {
         }
         flight.docs = Some(snapshot);
         self.flight = Some(flight);
-        let not_after = host.now + host.policy.write_timeout;
+        let not_after = host.commit_until();
         self.send(host, head, Vec::new(), not_after);
         Progress::Pending
     }
@@ -304,7 +307,7 @@ impl Chain {
     fn advance(&mut self, version: Option<Version>, sent: Mono) {
         self.version = version.or(self.version);
         self.beat += 1;
-        self.confirmed = self.confirmed.max(sent);
+        self.confirmed = self.confirmed.max(Some(sent));
     }
 
     fn fenced(&self, host: &Host) -> bool {
@@ -326,3 +329,258 @@ fn boot_text(host: &Host) -> SmolStr {
 const ATTEMPT: FieldPath = FieldPath::new("attempt");
 const BEAT: FieldPath = FieldPath::new("beat");
 const BOOT: FieldPath = FieldPath::new("boot");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::InstanceId;
+    use crate::io::{Output, Rejection, StoreCall};
+    use crate::policy::{Policy, Settings};
+
+    /// A chain over one document, and what the store holds of it.
+    struct Rig {
+        host: Host,
+        chain: Chain,
+    }
+
+    impl Rig {
+        fn new(head: Option<&Document>, fence: Option<Version>) -> Self {
+            let policy = Policy::new(Settings::exclusive(InstanceId::parse("i").unwrap())).unwrap();
+            let host = Host::new(policy, [7; 32], Mono::from_millis(1_000));
+            let fence = fence.map(|version| (path("c/fence"), version));
+            let ends = (Route::Session, Timer::SessionRetry, None);
+            Self { host, chain: Chain::new(path("c/head"), head, fence, ends) }
+        }
+
+        fn commit(&mut self, companions: Vec<Write>) -> Vec<Write> {
+            self.chain.commit(&mut self.host, Vec::new(), companions, Mono::NEVER);
+            self.sent()
+        }
+
+        /// Answers what was asked last, a while later.
+        fn answer(&mut self, answer: Answer) -> Progress {
+            self.host.now = self.host.now + Duration::from_millis(100);
+            self.chain.on_answer(&mut self.host, answer)
+        }
+
+        fn read(&mut self, docs: Vec<Option<Document>>) -> Progress {
+            let docs = docs.into_iter().map(|doc| doc.map(Arc::new)).collect();
+            self.answer(Answer::Read { read_time: StoreTime::from_secs(5), docs })
+        }
+
+        /// The commit that was sent last.
+        fn sent(&mut self) -> Vec<Write> {
+            self.try_sent().expect("a commit was sent")
+        }
+
+        fn try_sent(&mut self) -> Option<Vec<Write>> {
+            let mut sent = None;
+            while let Some(output) = self.host.out.pop_front() {
+                if let Output::Store(request) = output {
+                    sent = match request.call {
+                        StoreCall::Commit(writes) => Some(writes),
+                        StoreCall::Get(_) | StoreCall::Query(_) => None,
+                    };
+                }
+            }
+            sent
+        }
+
+        fn doc(&self, version: i64, attempt: u64) -> Document {
+            let fields = [
+                ("boot".into(), Value::from(self.host.boot.text())),
+                ("attempt".into(), Value::from(attempt)),
+                ("beat".into(), Value::from(attempt)),
+            ];
+            Document {
+                path: path("c/head"),
+                fields: fields.into(),
+                version: Version(version),
+                update_time: StoreTime::from_secs(4),
+            }
+        }
+    }
+
+    fn path(p: &str) -> DocPath {
+        DocPath::parse(p).unwrap()
+    }
+
+    fn companion() -> Vec<Write> {
+        vec![Write::merge(path("c/other"), Precondition::Any, vec![("n".into(), 1_i64.into())])]
+    }
+
+    fn committed(versions: &[i64]) -> Answer {
+        Answer::Committed {
+            commit_time: StoreTime::from_secs(3),
+            versions: versions.iter().map(|v| Some(Version(*v))).collect(),
+        }
+    }
+
+    fn number(write: &Write, name: &str) -> Option<i64> {
+        let crate::doc::WriteOp::Merge(fields) = &write.op else { return None };
+        fields.iter().find(|(field, _)| field.as_str() == name).and_then(|(_, op)| match op {
+            FieldOp::Set(value) => value.as_int(),
+            _ => None,
+        })
+    }
+
+    #[test]
+    fn each_commit_depends_on_the_one_before_and_counts_on() {
+        let mut rig = Rig::new(None, None);
+        let first = rig.commit(Vec::new());
+        assert_eq!(first[0].precondition, Precondition::Absent);
+        assert!(matches!(rig.answer(committed(&[7])), Progress::Applied { .. }));
+        let second = rig.commit(Vec::new());
+        assert_eq!(second[0].precondition, Precondition::Version(Version(7)));
+        assert_eq!((number(&first[0], "beat"), number(&second[0], "beat")), (Some(1), Some(2)));
+    }
+
+    #[test]
+    fn an_unknown_commit_that_is_seen_counts_from_its_sending() {
+        let mut rig = Rig::new(None, None);
+        rig.commit(companion());
+        let sent = rig.host.now;
+        assert_eq!(rig.answer(Answer::Unknown), Progress::Pending);
+        let doc = rig.doc(9, 1);
+        let Progress::Applied { sent: counted, versions, .. } = rig.read(vec![Some(doc), None])
+        else {
+            panic!("it was seen applied")
+        };
+        assert_eq!(counted, sent);
+        assert_eq!(versions, [None]);
+        assert_eq!(rig.chain.confirmed(), Some(sent));
+    }
+
+    #[test]
+    fn an_unknown_commit_that_is_not_seen_is_settled_before_it_is_refused() {
+        let before = Rig::new(None, None).doc(4, 0);
+        let mut rig = Rig::new(Some(&before), None);
+        rig.commit(companion());
+        rig.answer(Answer::Unknown);
+        assert_eq!(rig.read(vec![Some(before), None]), Progress::Pending);
+        let settling = rig.sent();
+        assert_eq!(settling.len(), 1, "nothing but the head");
+        assert_eq!(settling[0].precondition, Precondition::Version(Version(4)));
+        assert!(matches!(rig.answer(committed(&[5])), Progress::Refused(Some(_))));
+        assert_eq!(rig.commit(Vec::new())[0].precondition, Precondition::Version(Version(5)));
+    }
+
+    #[test]
+    fn a_commit_that_beats_its_settling_is_applied() {
+        let before = Rig::new(None, None).doc(4, 0);
+        let mut rig = Rig::new(Some(&before), None);
+        rig.commit(companion());
+        let sent = rig.host.now;
+        rig.answer(Answer::Unknown);
+        rig.read(vec![Some(before), None]);
+        rig.sent();
+        assert_eq!(rig.answer(Answer::Conflict), Progress::Pending);
+        let doc = rig.doc(5, 1);
+        let progress = rig.read(vec![Some(doc), None]);
+        assert!(matches!(progress, Progress::Applied { sent: at, .. } if at == sent));
+    }
+
+    #[test]
+    fn a_settling_that_is_unknown_itself_is_looked_for() {
+        let before = Rig::new(None, None).doc(4, 0);
+        let mut rig = Rig::new(Some(&before), None);
+        rig.commit(companion());
+        rig.answer(Answer::Unknown);
+        rig.read(vec![Some(before), None]);
+        rig.sent();
+        assert_eq!(rig.answer(Answer::Unknown), Progress::Pending);
+        let doc = rig.doc(5, 2);
+        assert!(matches!(rig.read(vec![Some(doc), None]), Progress::Refused(Some(_))));
+    }
+
+    #[test]
+    fn an_attempt_of_an_earlier_chain_is_not_taken_for_ones_own() {
+        // The same boot owned the account before: its first attempt is what the document shows.
+        let before = Rig::new(None, None).doc(4, 1);
+        let mut rig = Rig::new(Some(&before), None);
+        rig.commit(companion());
+        rig.answer(Answer::Unknown);
+        assert_eq!(rig.read(vec![Some(before), None]), Progress::Pending, "it is not known yet");
+    }
+
+    #[test]
+    fn a_dead_mark_over_an_applied_attempt_ends_the_chain() {
+        let mut rig = Rig::new(None, None);
+        rig.commit(Vec::new());
+        rig.answer(Answer::Unknown);
+        let mut doc = rig.doc(6, 1);
+        doc.fields.insert("state".into(), "dead".into());
+        assert_eq!(rig.read(vec![Some(doc)]), Progress::Gone);
+    }
+
+    #[test]
+    fn a_head_that_somebody_else_moved_or_removed_ends_the_chain() {
+        for head in [None, Some(("other", 1)), Some(("", 8))] {
+            let before = Rig::new(None, None).doc(4, 0);
+            let mut rig = Rig::new(Some(&before), None);
+            rig.commit(Vec::new());
+            rig.answer(Answer::Conflict);
+            let head = head.map(|(boot, attempt)| {
+                let mut doc = rig.doc(9, attempt);
+                if !boot.is_empty() {
+                    doc.fields.insert("boot".into(), boot.into());
+                }
+                doc
+            });
+            assert_eq!(rig.read(vec![head]), Progress::Gone);
+        }
+    }
+
+    #[test]
+    fn a_moved_fence_ends_the_chain_even_if_the_head_is_ours() {
+        let mut rig = Rig::new(None, Some(Version(2)));
+        let writes = rig.commit(Vec::new());
+        assert_eq!(writes[1], Write::verify(path("c/fence"), Precondition::Version(Version(2))));
+        rig.answer(Answer::Unknown);
+        let (head, fence) = (rig.doc(5, 1), rig.doc(3, 1));
+        assert_eq!(rig.read(vec![Some(head), Some(fence)]), Progress::Gone);
+    }
+
+    #[test]
+    fn a_conflict_over_another_document_leaves_the_head_in_use() {
+        let before = Rig::new(None, None).doc(4, 0);
+        let mut rig = Rig::new(Some(&before), None);
+        rig.commit(companion());
+        rig.answer(Answer::Conflict);
+        assert!(matches!(rig.read(vec![Some(before), None]), Progress::Refused(Some(_))));
+        assert!(rig.chain.is_idle());
+    }
+
+    #[test]
+    fn a_rejected_commit_is_refused_at_once() {
+        let mut rig = Rig::new(None, None);
+        rig.commit(companion());
+        assert_eq!(rig.answer(Answer::Rejected(Rejection::Unavailable)), Progress::Refused(None));
+        assert_eq!(rig.chain.confirmed(), None);
+    }
+
+    #[test]
+    fn reads_that_fail_are_repeated_after_a_pause() {
+        let mut rig = Rig::new(None, None);
+        rig.commit(Vec::new());
+        rig.answer(Answer::Unknown);
+        assert_eq!(rig.answer(Answer::Unknown), Progress::Pending);
+        assert_eq!(rig.host.timers.next().map(|(_, t)| t.clone()), Some(Timer::SessionRetry));
+        rig.chain.on_retry(&mut rig.host);
+        let doc = rig.doc(5, 1);
+        assert!(matches!(rig.read(vec![Some(doc)]), Progress::Applied { .. }));
+    }
+
+    #[test]
+    fn settling_never_outlives_the_session() {
+        let before = Rig::new(None, None).doc(4, 0);
+        let mut rig = Rig::new(Some(&before), None);
+        rig.host.deadline = rig.host.now + Duration::from_millis(900);
+        rig.commit(companion());
+        rig.answer(Answer::Unknown);
+        rig.host.out.clear();
+        rig.read(vec![Some(before), None]);
+        let Some(Output::Store(request)) = rig.host.out.pop_front() else { panic!("it settles") };
+        assert_eq!(request.not_after, rig.host.deadline);
+    }
+}

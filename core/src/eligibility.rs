@@ -1,5 +1,7 @@
 //! Who is due for a backfill now, and in which order.
 
+use std::time::Duration;
+
 use crate::account::Record;
 use crate::bug::Bug;
 use crate::host::Host;
@@ -9,8 +11,7 @@ use crate::time::StoreTime;
 
 /// Whether an attempt was made so recently that no automatic run may start.
 pub(crate) fn backs_off(host: &Host, record: &Record) -> bool {
-    let backoff = host.policy.auto_backfill.backoff;
-    record.last_auto_attempt_at.is_some_and(|at| at + backoff > host.store_now())
+    within(host, record.last_auto_attempt_at, host.policy.auto_backfill.backoff)
 }
 
 /// Why a run may not start now, if it may not. Manual runs skip cooldown and backoff, the run
@@ -31,8 +32,7 @@ pub(crate) fn refuses(
         return Some(Skip::Backoff);
     }
     // Only a run that left nothing to do is stamped as a success: the others go on after the backoff.
-    let cooldown = host.policy.auto_backfill.cooldown;
-    let recent = record.last_auto_success_at.is_some_and(|at| at + cooldown > host.store_now());
+    let recent = within(host, record.last_auto_success_at, host.policy.auto_backfill.cooldown);
     if trigger == Trigger::Periodic && recent {
         return Some(Skip::Cooldown);
     }
@@ -51,4 +51,134 @@ pub(crate) fn order<'a>(
     let attempt =
         if host.bug(Bug::OrderBySuccessAlone) { None } else { record.last_auto_attempt_at };
     (success.max(attempt).unwrap_or_default(), id)
+}
+
+/// Whether `at` was less than `span` ago. A stamp far ahead of the store's clock was not made by
+/// it, and must not block an account until it comes true.
+fn within(host: &Host, at: Option<StoreTime>, span: Duration) -> bool {
+    let now = host.store_now();
+    at.is_some_and(|at| at + span > now && at <= now + span.max(AHEAD))
+}
+
+/// The store's clock may be ahead of its estimate by this much.
+const AHEAD: Duration = Duration::from_secs(3_600);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::InstanceId;
+    use crate::policy::{Policy, Settings};
+    use crate::time::Mono;
+
+    const NOW: StoreTime = StoreTime::from_secs(1_000_000);
+
+    fn host() -> Host {
+        let settings = Settings::exclusive(InstanceId::parse("i").unwrap());
+        let mut host = Host::new(Policy::new(settings).unwrap(), [7; 32], Mono::from_millis(1));
+        host.observe(NOW);
+        host
+    }
+
+    fn with(mut record: Record, change: impl FnOnce(&mut Record)) -> Record {
+        change(&mut record);
+        record
+    }
+
+    fn ago(secs: u64) -> Option<StoreTime> {
+        Some(NOW - Duration::from_secs(secs))
+    }
+
+    fn periodic(record: &Record) -> Option<Skip> {
+        refuses(&host(), record, RunKind::AutoBackfill, Trigger::Periodic)
+    }
+
+    #[test]
+    fn a_new_account_is_due() {
+        assert_eq!(periodic(&Record::default()), None);
+    }
+
+    #[test]
+    fn an_attempt_blocks_for_the_backoff_and_not_longer() {
+        let tried = |secs| {
+            with(Record::default(), |r| {
+                r.last_auto_attempt_at = ago(secs);
+            })
+        };
+        assert_eq!(periodic(&tried(599)), Some(Skip::Backoff));
+        assert_eq!(periodic(&tried(600)), None);
+    }
+
+    #[test]
+    fn a_complete_run_blocks_for_the_cooldown_an_incomplete_one_does_not() {
+        let complete = |secs| {
+            with(Record::default(), |r| {
+                r.last_auto_success_at = ago(secs);
+                r.last_auto_attempt_at = ago(secs);
+            })
+        };
+        assert_eq!(periodic(&complete(21_599)), Some(Skip::Cooldown));
+        assert_eq!(periodic(&complete(21_600)), None);
+        let incomplete = with(Record::default(), |r| {
+            r.last_auto_at = ago(700);
+            r.last_auto_attempt_at = ago(700);
+        });
+        assert_eq!(periodic(&incomplete), None);
+    }
+
+    #[test]
+    fn connecting_skips_the_cooldown_and_asking_skips_both() {
+        let done = with(Record::default(), |r| {
+            r.last_auto_success_at = ago(700);
+            r.last_auto_attempt_at = ago(700);
+        });
+        let refused =
+            |record: &Record, trigger| refuses(&host(), record, RunKind::AutoBackfill, trigger);
+        assert_eq!(refused(&done, Trigger::Connect), None);
+        let tried = with(done, |r| {
+            r.last_auto_attempt_at = ago(5);
+        });
+        assert_eq!(refused(&tried, Trigger::Connect), Some(Skip::Backoff));
+        assert_eq!(refused(&tried, Trigger::Manual), None);
+        assert_eq!(refuses(&host(), &tried, RunKind::RecentSync, Trigger::Periodic), None);
+    }
+
+    #[test]
+    fn what_says_running_without_a_lease_is_due() {
+        assert_eq!(
+            periodic(&with(Record::default(), |r| {
+                r.running = true;
+            })),
+            None
+        );
+    }
+
+    #[test]
+    fn stamps_from_the_far_future_block_nobody() {
+        let ahead = Some(NOW + Duration::from_secs(400 * 24 * 3_600));
+        let record = with(Record::default(), |r| {
+            r.last_auto_attempt_at = ahead;
+            r.last_auto_success_at = ahead;
+        });
+        assert_eq!(periodic(&record), None);
+    }
+
+    #[test]
+    fn who_has_waited_longest_comes_first_and_failures_count() {
+        let host = host();
+        let ids = ["a", "b", "c"].map(|id| AccountId::parse(id).unwrap());
+        let fails = with(Record::default(), |r| {
+            r.last_auto_attempt_at = ago(700);
+        });
+        let waits = with(Record::default(), |r| {
+            r.last_auto_at = ago(900);
+            r.last_auto_attempt_at = ago(900);
+        });
+        let mut due = [
+            order(&host, &fails, &ids[0]),
+            order(&host, &waits, &ids[2]),
+            order(&host, &waits, &ids[1]),
+        ];
+        due.sort_unstable();
+        assert_eq!(due.map(|(_, id)| id.as_str()), ["b", "c", "a"]);
+    }
 }

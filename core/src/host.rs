@@ -67,7 +67,7 @@ pub(crate) enum AccountRoute {
     Connect,
     Ledger,
     Load,
-    LoadMarker(BootId),
+    LoadMarker,
     LoadOpen,
     Run(RunKind),
     Send(OutboxId),
@@ -197,6 +197,13 @@ impl Host {
         self.now < self.deadline
     }
 
+    /// Until when a commit of a chain may start: its answer is worth waiting for, and the session,
+    /// once it has a deadline, still stands.
+    pub(crate) fn commit_until(&self) -> Mono {
+        let timeout = self.now + self.policy.write_timeout;
+        if self.deadline == Mono::ZERO { timeout } else { timeout.min(self.deadline) }
+    }
+
     pub(crate) fn event(&mut self, event: Event) {
         self.out.push_back(Output::Event(event));
     }
@@ -289,16 +296,11 @@ impl Host {
         }
     }
 
-    /// Nobody waits any more for anything about this account.
-    pub(crate) fn forget(&mut self, account: &AccountId) {
-        self.requests.retain(|_, route| !matches!(route, Route::Account(id, _) if id == account));
+    /// Nobody waits for the answers to these any more: whoever did is gone, and the answers must
+    /// not be taken for those of a successor.
+    pub(crate) fn forget(&mut self, gone: impl Fn(&Route) -> bool) {
+        self.requests.retain(|_, route| !gone(route));
         self.trim();
-    }
-
-    /// Nobody waits any more for anything.
-    pub(crate) fn forget_all(&mut self) {
-        self.requests.clear();
-        self.expiries.clear();
     }
 
     /// Takes out a request that has waited too long.
@@ -337,9 +339,10 @@ impl Host {
         min + Duration::from_millis(if span == u64::MAX { draw } else { draw % (span + 1) })
     }
 
-    /// `d` give or take a fifth.
+    /// `d` give or take a fifth, but some time in any case: timers that are due again at once
+    /// would never let go.
     pub(crate) fn about(&mut self, d: Duration) -> Duration {
-        self.jitter(d - d / 5, d + d / 5)
+        self.jitter(d - d / 5, d + d / 5).max(Duration::from_millis(1))
     }
 
     pub(crate) fn boot_of(&self, n: u64) -> BootId {

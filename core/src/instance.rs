@@ -67,6 +67,8 @@ pub struct Instance {
     connected: BTreeSet<AccountId>,
     /// Boots that were looked up and found dead, and whether they ended on purpose
     dead: BTreeMap<SmolStr, bool>,
+    /// Boots that were looked up and found alive; the roster will show them
+    living: BTreeSet<SmolStr>,
     scan: Scan,
     outbox: OutboxPoll,
     /// Runs that the last tick started and that have not come to rest
@@ -145,6 +147,7 @@ impl Instance {
             credentials: BTreeSet::new(),
             connected: BTreeSet::new(),
             dead: BTreeMap::new(),
+            living: BTreeSet::new(),
             scan: Scan::default(),
             outbox: OutboxPoll::default(),
             ticked: BTreeMap::new(),
@@ -158,7 +161,7 @@ impl Instance {
 
     /// Takes in what happened. `now` that runs backwards counts as no time passing.
     pub fn handle_input(&mut self, now: Mono, input: Input) {
-        self.host.now = self.host.now.max(now);
+        self.host.now = self.host.now.max(now.min(END_OF_TIME));
         if self.stopped {
             return;
         }
@@ -250,7 +253,8 @@ impl Instance {
 
     /// Whether it believes to hold the lock.
     pub fn lock_belief(&self) -> Option<Belief> {
-        Some(Belief { epoch: self.held_lock?, until: self.host.deadline })
+        let epoch = self.held_lock.filter(|_| !self.session.is_ending())?;
+        Some(Belief { epoch, until: self.host.deadline })
     }
 
     /// The runs it believes to hold the lease of.
@@ -302,7 +306,9 @@ impl Instance {
                 if let Some(outcome) = outcome {
                     self.on_session(outcome);
                 }
-                self.session.pump(&mut self.host);
+                if !self.stopped {
+                    self.session.pump(&mut self.host);
+                }
             }
         }
     }
@@ -323,6 +329,8 @@ impl Instance {
             }
             Timer::Scan => self.scan(),
             Timer::SessionRetry => self.session.on_retry(&mut self.host),
+            // It was refused or has waited too long: expiry does the rest.
+            Timer::StopTimeout if self.session.is_ending() => self.end_boot(true),
             Timer::StopTimeout => self.end_session(),
             Timer::Tick(kind) => self.tick(kind),
         }
@@ -438,6 +446,7 @@ impl Instance {
                 self.host.event(Event::LeaseLost { key });
                 self.drop_tenure(id);
                 self.read_owners(BTreeSet::from([id.clone()]));
+                self.finish_step_down();
             }
         }
     }
@@ -519,6 +528,8 @@ impl Instance {
                     self.touch_fences();
                 }
             }
+            // If nobody else wants it, it is taken again.
+            Op::Release { key: Key::Account(id), .. } => self.read_owners(BTreeSet::from([id])),
             Op::Release { .. } => {}
         }
     }
@@ -526,12 +537,17 @@ impl Instance {
     fn on_session_refused(&mut self, op: Op, doc: Option<Option<Arc<Document>>>) {
         match op {
             // Nothing was created: the same boot may try again.
+            Op::Create if self.stopping => self.end_boot(true),
             Op::Create => self.a_little_later(Timer::Create),
             Op::End => self.a_little_later(Timer::StopTimeout),
             Op::Claim(claim) => match claim.key {
                 Key::Account(id) => {
+                    let Some(doc) = doc else {
+                        self.soon(Timer::Scan);
+                        return;
+                    };
                     if let Some(account) = self.accounts.get_mut(&id) {
-                        account.seen = doc.map(|doc| Seen::parse(doc.as_deref()));
+                        account.seen = Some(Seen::parse(doc.as_deref()));
                     }
                     self.reconsider();
                 }
@@ -582,12 +598,7 @@ impl Instance {
 
     /// The session is over: everything is dropped at once, and another one begins.
     fn end_boot(&mut self, graceful: bool) {
-        let held: Vec<AccountId> = self
-            .accounts
-            .iter()
-            .filter(|(_, a)| a.tenure.is_some())
-            .map(|(id, _)| id.clone())
-            .collect();
+        let held = self.held_accounts();
         for id in &held {
             if !graceful {
                 self.host.event(Event::LeaseLost { key: Key::Account(id.clone()) });
@@ -618,8 +629,9 @@ impl Instance {
         ] {
             self.host.timers.clear(&timer);
         }
-        self.host.forget_all();
         self.host.deadline = Mono::ZERO;
+        self.host.forget(|_| true);
+        self.living.clear();
         self.host.waiting.clear();
         self.host.working.clear();
         self.ticked.clear();
@@ -660,6 +672,10 @@ impl Instance {
         if self.mode == Mode::SteppingDown {
             return;
         }
+        if reason == PassiveReason::HeldByForeign {
+            // Somebody else's by now: there is nothing to give back.
+            self.session.mirror = None;
+        }
         if self.mode != Mode::Active {
             self.set_mode(Mode::Passive(reason));
             if self.stopping {
@@ -671,12 +687,7 @@ impl Instance {
         self.session.state = SessionState::Draining;
         let timeout = self.host.policy.stop_timeout;
         self.host.in_ms(Timer::StopTimeout, timeout);
-        let held: Vec<AccountId> = self
-            .accounts
-            .iter()
-            .filter(|(_, a)| a.tenure.is_some())
-            .map(|(id, _)| id.clone())
-            .collect();
+        let held = self.held_accounts();
         if self.host.bug(Bug::ReleaseBeforeClose) {
             self.session.push(&mut self.host, Op::End);
         }
@@ -702,9 +713,10 @@ impl Instance {
     /// One write frees everything this session owned.
     fn end_session(&mut self) {
         if self.session.is_ending() {
-            // It was refused or has waited too long: expiry does the rest.
-            self.end_boot(true);
             return;
+        }
+        for id in self.held_accounts() {
+            self.drop_tenure(&id);
         }
         let timeout = self.host.policy.stop_timeout;
         self.host.in_ms(Timer::StopTimeout, timeout);
@@ -742,6 +754,7 @@ impl Instance {
         if let Some(doc) = own {
             self.since = doc.time("since");
         }
+        self.living.clear();
         let marks = self.roster.learn(&self.host, read_time, &docs);
         for (boot, version, last_beat) in marks.into_iter().take(MARKS_PER_POLL) {
             self.session.push(&mut self.host, Op::MarkDead { boot, version, last_beat });
@@ -832,6 +845,8 @@ impl Instance {
 
     fn on_lock_taken(&mut self, claim: &Claim, versions: &[Option<Version>]) {
         self.host.event(Event::LeaseTaken { key: Key::Lock, epoch: claim.epoch });
+        // Looks that began before it was taken show it as it was.
+        self.host.forget(|route| matches!(route, Route::PollLock | Route::PollSessions));
         self.lock.owner = Some(claim.owner.clone());
         self.lock.epoch = claim.epoch;
         if !self.is_shared() {
@@ -974,22 +989,21 @@ impl Instance {
 
     fn on_owner_sessions(&mut self, boots: Vec<SmolStr>, answer: Answer) {
         self.scan.looking_up = false;
-        let Answer::Read { read_time, docs } = answer else {
+        let Answer::Read { docs, .. } = answer else {
             self.soon(Timer::Scan);
             return;
         };
         for (boot, doc) in boots.into_iter().zip(docs) {
-            match doc {
-                Some(doc) if doc.str("state") != Some("dead") => {
-                    self.roster.add(&self.host, read_time, &doc);
-                }
+            // A missing document means dead; one that lives is none of ours to judge here.
+            let Some(doc) = doc else {
+                self.dead.entry(boot).or_insert(false);
+                continue;
+            };
+            if doc.str("state") == Some("dead") || doc.bool("live") == Some(false) {
                 // A session that ended itself had closed everything before.
-                Some(doc) => {
-                    self.dead.insert(boot, doc.time("lastBeatAt").is_none());
-                }
-                None => {
-                    self.dead.insert(boot, false);
-                }
+                self.dead.insert(boot, doc.time("lastBeatAt").is_none());
+            } else {
+                self.living.insert(boot);
             }
         }
         self.reconsider();
@@ -1030,7 +1044,9 @@ impl Instance {
                 Some(owner) => match self.dead.get(owner) {
                     Some(graceful) => !graceful,
                     None => {
-                        unknown.insert(SmolStr::new(owner));
+                        if !self.living.contains(owner) {
+                            unknown.insert(SmolStr::new(owner));
+                        }
                         continue;
                     }
                 },
@@ -1093,6 +1109,10 @@ impl Instance {
         let tenure =
             Tenure::begin(&mut self.host, id.clone(), claim.epoch, version, claim.abnormal);
         account.tenure = Some(Box::new(tenure));
+    }
+
+    fn held_accounts(&self) -> Vec<AccountId> {
+        self.accounts.iter().filter(|(_, a)| a.tenure.is_some()).map(|(id, _)| id.clone()).collect()
     }
 
     fn held(&self) -> usize {
@@ -1167,7 +1187,7 @@ impl Instance {
             return;
         }
         let term = self.host.policy.session_term;
-        self.abstain_for = (self.abstain_for * 2).clamp(term * 2, MAX_ABSTAIN);
+        self.abstain_for = (self.abstain_for * 2).min(MAX_ABSTAIN).max(term * 2);
         self.abstain_until = self.host.now + self.abstain_for;
         self.session.healthy = false;
         self.host.incident(None, "whatsapp_unreachable");
@@ -1175,12 +1195,7 @@ impl Instance {
             self.step_down(PassiveReason::CutOff);
             return;
         }
-        let held: Vec<AccountId> = self
-            .accounts
-            .iter()
-            .filter(|(_, a)| a.tenure.is_some())
-            .map(|(id, _)| id.clone())
-            .collect();
+        let held = self.held_accounts();
         for id in &held {
             self.with_tenure(id, |tenure, host| {
                 tenure.leave(host);
@@ -1388,6 +1403,8 @@ const ACCOUNTS_PER_PAGE: u32 = 300;
 const GARBAGE_AGE: Duration = Duration::from_secs(24 * 3_600);
 const GARBAGE_PER_SCAN: u32 = 20;
 const MARKS_PER_POLL: usize = 5;
+/// Beyond it nothing could be scheduled any more.
+const END_OF_TIME: Mono = Mono::from_millis(u64::MAX / 2);
 const MAX_ABSTAIN: Duration = Duration::from_secs(3_600);
 const OWNERS_PER_READ: usize = 100;
 const TICK_RETRY: Duration = Duration::from_secs(5);

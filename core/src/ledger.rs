@@ -150,7 +150,7 @@ impl Ledger {
             writes.push(Write::merge(self.account_path.clone(), precondition, fields));
         }
         self.flying = Some(Flying { purpose, companions, account, sync });
-        let not_after = host.deadline.min(host.now + host.policy.write_timeout);
+        let not_after = host.commit_until();
         self.chain.commit(host, head, writes, not_after);
     }
 

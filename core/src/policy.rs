@@ -352,6 +352,21 @@ fn problems(s: &Settings) -> Vec<PolicyError> {
         check(value <= YEAR, field, show(value), "must be at most 365 days".into());
     }
 
+    let bounded = [
+        ("lock_delay", s.lock_delay),
+        ("residency", s.residency),
+        ("unowned_bound", s.unowned_bound),
+        ("auto_backfill.cooldown", s.auto_backfill.cooldown),
+        ("auto_backfill.connect_jitter_max", s.auto_backfill.connect_jitter_max),
+        ("phone.spacing", s.phone.spacing),
+        ("connect_stagger", s.connect_stagger),
+        ("reconnect_max", s.reconnect_max),
+        ("idle_stamp", s.idle_stamp),
+    ];
+    for (field, value) in bounded {
+        check(value <= YEAR, field, show(value), "must be at most 365 days".into());
+    }
+
     let counts = [
         ("auto_backfill.max_accounts_per_tick", s.auto_backfill.max_accounts_per_tick, u32::MAX),
         ("auto_backfill.max_concurrency", s.auto_backfill.max_concurrency, u32::MAX),
@@ -395,6 +410,12 @@ fn problems(s: &Settings) -> Vec<PolicyError> {
         s.margin >= s.close_timeout,
         "margin",
         show(s.margin),
+        format!("must not be below close_timeout ({})", show(s.close_timeout)),
+    );
+    check(
+        s.stop_timeout >= s.close_timeout,
+        "stop_timeout",
+        show(s.stop_timeout),
         format!("must not be below close_timeout ({})", show(s.close_timeout)),
     );
     let belief = belief(s.session_term, s.clock_rate_ppm, s.margin);
@@ -531,6 +552,22 @@ mod tests {
                 "mode.cluster",
             ]
         );
+    }
+
+    #[test]
+    fn every_duration_has_a_limit() {
+        let mut s = settings();
+        s.phone.spacing = Duration::MAX;
+        s.reconnect_max = Duration::MAX;
+        s.lock_delay = Duration::MAX;
+        assert_eq!(fields(s), ["lock_delay", "phone.spacing", "reconnect_max"]);
+    }
+
+    #[test]
+    fn stopping_leaves_time_to_close() {
+        let mut s = settings();
+        s.stop_timeout = secs(2);
+        assert_eq!(fields(s), ["stop_timeout"]);
     }
 
     #[test]

@@ -86,15 +86,6 @@ impl Roster {
         dead
     }
 
-    /// A session that turned out to be live.
-    pub(crate) fn add(&mut self, host: &Host, read_time: StoreTime, doc: &Document) {
-        if let Ok(boot) = BootId::parse(doc.path.id())
-            && boot != host.boot
-        {
-            self.peers.entry(boot).or_insert_with(|| Peer::parse(host, read_time, doc));
-        }
-    }
-
     /// A session that somebody marked dead, or that was found to be.
     pub(crate) fn remove(&mut self, boot: &str) {
         self.peers.remove(boot);

@@ -17,7 +17,7 @@ use crate::doc::{
 };
 use crate::eligibility;
 use crate::host::{AccountRoute, AccountTimer, Host, Route};
-use crate::id::{RequestId, ThreadId};
+use crate::id::{AccountId, RequestId, ThreadId};
 use crate::io::{
     Answer, Event, GatewayCall, HoleChange, Key, Lane, PageFacts, RunKind, RunResult, Skip, Trigger,
 };
@@ -41,6 +41,8 @@ pub(crate) struct Run {
     /// When its lease is not certain any more
     pub(crate) deadline: Option<Mono>,
     threads: Vec<Work>,
+    /// The read whose answer it waits for
+    reading: Option<RequestId>,
     retries: u32,
     asked: u32,
     messages: u32,
@@ -88,6 +90,8 @@ enum Step {
 struct Work {
     thread: ThreadId,
     messages: u32,
+    /// That the phone did not answer for it earlier counts no more
+    forgiven: bool,
     /// Its newest message has been looked up
     looked: bool,
 }
@@ -98,6 +102,12 @@ pub(crate) struct RunLease {
     pub(crate) version: Option<Version>,
     beat: u64,
     epoch: u64,
+}
+
+impl Work {
+    fn new(thread: ThreadId) -> Self {
+        Self { thread, messages: 0, forgiven: false, looked: false }
+    }
 }
 
 impl RunLease {
@@ -161,6 +171,7 @@ impl Tenure {
                 begun: host.now,
                 deadline: None,
                 threads: Vec::new(),
+                reading: None,
                 retries: 0,
                 asked: 0,
                 messages: 0,
@@ -240,8 +251,10 @@ impl Tenure {
         request: RequestId,
         answer: Answer,
     ) {
-        let Some(run) = self.runs.get(&kind) else { return };
-        if run.awaits != Some(request) && !matches!(run.step, Step::Asking { .. }) {
+        let Some(run) = self.runs.get_mut(&kind) else { return };
+        let asked = self.phone.awaited().is_some_and(|(_, awaited, _)| awaited == request);
+        if !asked && run.reading.take_if(|reading| *reading == request).is_none() {
+            // An earlier run, or an earlier step, wanted to know.
             return;
         }
         match (run.step.clone(), answer) {
@@ -267,9 +280,7 @@ impl Tenure {
                 let newest = docs.iter().find_map(|doc| newest_mark(doc));
                 self.on_looked(host, kind, &thread, newest.as_ref());
             }
-            (Step::Asking { thread, before, .. }, Answer::Rejected(_))
-                if self.phone.awaited().is_some_and(|(_, awaited, _)| awaited == request) =>
-            {
+            (Step::Asking { thread, before, .. }, Answer::Rejected(_)) if asked => {
                 // It was not asked, so the try does not count.
                 self.restore_coverage(&thread, before);
                 self.phone.not_asked(host);
@@ -305,10 +316,10 @@ impl Tenure {
             }
             Purpose::RunEnd(kind) => self.on_ended(host, kind, commit_time),
             Purpose::Reserve(kind) => self.on_reserved(host, kind, sent),
-            Purpose::Cover(kind) => {
-                if self.runs.get(&kind).is_some_and(|run| run.step == Step::Covering) {
-                    self.plan(host, kind);
-                }
+            Purpose::Cover(kind)
+                if self.runs.get(&kind).is_some_and(|run| run.step == Step::Covering) =>
+            {
+                self.plan(host, kind);
             }
             _ => {}
         }
@@ -546,9 +557,9 @@ impl Tenure {
     }
 
     fn check(&mut self, host: &mut Host, kind: RunKind) {
+        let Some(run) = self.runs.get_mut(&kind) else { return };
         let paths = vec![self.id.path(), lease_path(&self.id, kind)];
-        let request = host.get(self.run_route(kind), Lane::Work, paths);
-        self.await_answer(kind, request);
+        run.reading = Some(host.get(run_route(&self.id, kind), Lane::Work, paths));
     }
 
     fn check_again(&mut self, host: &mut Host, kind: RunKind) {
@@ -608,6 +619,7 @@ impl Tenure {
         host.event(Event::RunStarted { account: self.id.clone(), kind, trigger: run.trigger });
         if run.step == Step::Starting {
             run.step = Step::Choosing;
+            let route = run_route(&self.id, kind);
             let limit = match kind {
                 RunKind::AutoBackfill => host.policy.auto_backfill.threads,
                 RunKind::RecentSync => host.policy.recent_sync.max_threads,
@@ -616,8 +628,7 @@ impl Tenure {
                 .filter(FieldPath::new("accountId"), Comparison::Equal, self.id.text())
                 .order_by(FieldPath::new("lastMessageAt"), Direction::Descending)
                 .select([FieldPath::new("lastMessageAt")]);
-            let request = host.query(self.run_route(kind), query);
-            self.await_answer(kind, request);
+            run.reading = Some(host.query(route, query));
         } else {
             // It was aborted while the lease was being taken.
             self.ledger.push(Purpose::RunEnd(kind));
@@ -639,8 +650,7 @@ impl Tenure {
         let surveyed = self.sync.latest_gap();
         let Some(run) = self.runs.get_mut(&kind) else { return };
         run.surveyed = surveyed;
-        run.threads =
-            chosen.into_iter().map(|thread| Work { thread, messages: 0, looked: false }).collect();
+        run.threads = chosen.into_iter().map(Work::new).collect();
         if missing.is_empty() {
             self.plan(host, kind);
             return;
@@ -651,8 +661,7 @@ impl Tenure {
             .filter_map(|t| DocPath::new(&coverage, t.as_str()).ok().map(|path| (t, path)))
             .unzip::<_, _, Vec<_>, Vec<_>>();
         run.step = Step::Loading(missing);
-        let request = host.get(self.run_route(kind), Lane::Work, paths);
-        self.await_answer(kind, request);
+        run.reading = Some(host.get(run_route(&self.id, kind), Lane::Work, paths));
     }
 
     /// Decides what the run does next.
@@ -665,8 +674,8 @@ impl Tenure {
         }
         for work in &mut run.threads {
             let Some(covered) = self.coverage.get_mut(&work.thread) else { continue };
-            if run.trigger == Trigger::Manual && !work.looked && covered.coverage.forgive() {
-                covered.dirty = true;
+            if run.trigger == Trigger::Manual && !std::mem::replace(&mut work.forgiven, true) {
+                covered.dirty |= covered.coverage.forgive();
             }
             let behind = covered.coverage.applied_gap() < self.sync.latest_gap()
                 || self.sync.thread_gaps.contains_key(&work.thread);
@@ -676,8 +685,7 @@ impl Tenure {
                 let query = Query::all(work.thread.messages(), NEWEST_CANDIDATES)
                     .order_by(FieldPath::new("tsClient"), Direction::Descending)
                     .select([FieldPath::new("key"), FieldPath::new("tsClient")]);
-                let request = host.query(self.run_route(kind), query);
-                self.await_answer(kind, request);
+                run.reading = Some(host.query(run_route(&self.id, kind), query));
                 return;
             }
             if let Some(anchor) = covered.coverage.next_anchor(goal) {
@@ -961,16 +969,6 @@ impl Tenure {
         let next = host.now + lease_term(host, kind) / 3;
         host.timers.set(self.timer(AccountTimer::Run(kind)), next.min(deadline));
     }
-
-    fn await_answer(&mut self, kind: RunKind, request: RequestId) {
-        if let Some(run) = self.runs.get_mut(&kind) {
-            run.awaits = Some(request);
-        }
-    }
-
-    fn run_route(&self, kind: RunKind) -> Route {
-        Route::Account(self.id.clone(), AccountRoute::Run(kind))
-    }
 }
 
 impl Trigger {
@@ -984,6 +982,10 @@ impl Trigger {
     }
 }
 
+fn run_route(account: &AccountId, kind: RunKind) -> Route {
+    Route::Account(account.clone(), AccountRoute::Run(kind))
+}
+
 fn lease_term(host: &Host, kind: RunKind) -> Duration {
     match kind {
         RunKind::AutoBackfill => host.policy.auto_backfill.lease,
@@ -991,7 +993,7 @@ fn lease_term(host: &Host, kind: RunKind) -> Duration {
     }
 }
 
-fn lease_path(account: &crate::id::AccountId, kind: RunKind) -> DocPath {
+fn lease_path(account: &AccountId, kind: RunKind) -> DocPath {
     match kind {
         RunKind::AutoBackfill => account.auto_backfill_path(),
         RunKind::RecentSync => account.recent_sync_path(),

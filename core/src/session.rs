@@ -15,7 +15,7 @@ use crate::host::{Host, Route, Timer};
 use crate::id::{BootId, Epoch};
 use crate::io::{Answer, Key};
 use crate::policy::InstanceMode;
-use crate::time::StoreTime;
+use crate::time::{Mono, StoreTime};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Session {
@@ -156,8 +156,8 @@ impl Session {
     pub(crate) fn on_answer(&mut self, host: &mut Host, answer: Answer) -> Option<Outcome> {
         let before = self.chain.confirmed();
         let progress = self.chain.on_answer(host, answer);
-        if self.chain.confirmed() > before {
-            self.confirm(host);
+        if let Some(sent) = self.chain.confirmed().filter(|sent| Some(*sent) > before) {
+            self.confirm(host, sent);
         }
         match progress {
             Progress::Applied { versions, .. } => {
@@ -165,6 +165,8 @@ impl Session {
                 self.created = true;
                 Some(Outcome::Done(op, versions))
             }
+            // Whoever ended it, it is over.
+            Progress::Gone if self.op == Some(Op::End) => Some(Outcome::Done(Op::End, Vec::new())),
             Progress::Gone => Some(Outcome::Gone),
             Progress::Pending => None,
             Progress::Refused(snapshot) => Some(Outcome::Refused(self.op.take()?, snapshot)),
@@ -183,18 +185,16 @@ impl Session {
         let Some(op) = self.queue.pop_front() else { return };
         let companions = self.companions(host, &op);
         let head = self.fields(host, &op);
-        // Until its deadline nothing of a created session may be late; creating it has all the time.
-        let timeout = host.now + host.policy.write_timeout;
-        let not_after = if self.created { timeout.min(host.deadline) } else { timeout };
+        let not_after = host.commit_until();
         let claims = matches!(op, Op::Claim(_));
         self.chain.loosen(claims && host.bug(Bug::AcquireNotTiedToSession));
         self.op = Some(op);
         self.chain.commit(host, head, companions, not_after);
     }
 
-    fn confirm(&self, host: &mut Host) {
-        let counted_from =
-            if host.bug(Bug::DeadlineFromAnswer) { host.now } else { self.chain.confirmed() };
+    /// A commit that was sent at `sent` is known to have happened.
+    fn confirm(&self, host: &mut Host, sent: Mono) {
+        let counted_from = if host.bug(Bug::DeadlineFromAnswer) { host.now } else { sent };
         let belief = if host.bug(Bug::DeadlineFromAnswer) || host.bug(Bug::MarginMissing) {
             host.policy.session_term
         } else {
@@ -204,7 +204,7 @@ impl Session {
         host.timers.set(Timer::Deadline, host.deadline);
         if !host.bug(Bug::NoRenewal) {
             let renewal = host.policy.session_renewal;
-            host.timers.set(Timer::Renew, (self.chain.confirmed() + renewal).max(host.now));
+            host.timers.set(Timer::Renew, (sent + renewal).max(host.now));
         }
     }
 

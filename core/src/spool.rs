@@ -18,6 +18,8 @@ use crate::tenure::{Covered, Tenure};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Spool {
     chunks: BTreeMap<ChunkId, ChunkState>,
+    /// Per chunk, the request whose answer counts: one that was given up may be answered yet
+    awaited: BTreeMap<ChunkId, RequestId>,
     /// What the chunk under way brought, and is not noted in coverage yet
     spans: Vec<ThreadSpan>,
     noting: Vec<ThreadSpan>,
@@ -43,16 +45,19 @@ impl Spool {
     }
 
     /// A step failed: it is tried again with the next pump.
-    pub(crate) fn interrupted(&mut self) {
-        for state in self.chunks.values_mut() {
-            *state = match *state {
-                ChunkState::Arrived | ChunkState::Spooling => ChunkState::Arrived,
-                _ => ChunkState::Spooled,
-            };
-        }
-        self.spans.clear();
-        self.noting.clear();
-        self.awaits.clear();
+    pub(crate) fn interrupted(&mut self, chunk: ChunkId) {
+        let Some(state) = self.chunks.get_mut(&chunk) else { return };
+        *state = match *state {
+            ChunkState::Arrived | ChunkState::Spooling => ChunkState::Arrived,
+            ChunkState::Noting
+            | ChunkState::Parsing
+            | ChunkState::Spooled
+            | ChunkState::Unspooling => {
+                self.spans.clear();
+                self.noting.clear();
+                ChunkState::Spooled
+            }
+        };
     }
 
     fn active(&self) -> Option<ChunkId> {
@@ -125,9 +130,10 @@ impl Tenure {
         request: RequestId,
         answer: Answer,
     ) {
-        if self.spool.awaits.get(&chunk) != Some(&request) {
+        if self.spool.awaited.get(&chunk) != Some(&request) {
             return;
         }
+        self.spool.awaited.remove(&chunk);
         let Some(state) = self.spool.chunks.get(&chunk).copied() else { return };
         match (state, answer) {
             (ChunkState::Spooling, Answer::Done) => {
@@ -162,7 +168,7 @@ impl Tenure {
                 }
             }
             _ => {
-                self.spool.interrupted();
+                self.spool.interrupted(chunk);
                 let wait = host.about(Duration::from_secs(2));
                 host.in_ms(self.timer(AccountTimer::Spool), wait);
                 return;
@@ -198,12 +204,12 @@ impl Tenure {
         }
         let route = Route::Account(self.id.clone(), AccountRoute::Spool(chunk));
         let request = host.get(route, Lane::Work, paths);
-        self.spool.awaits.insert(chunk, request);
+        self.spool.awaited.insert(chunk, request);
     }
 
     fn call_spool(&mut self, host: &mut Host, chunk: ChunkId, call: GatewayCall) {
         let request = host.gateway(&self.id, AccountRoute::Spool(chunk), call, host.deadline);
-        self.spool.awaits.insert(chunk, request);
+        self.spool.awaited.insert(chunk, request);
     }
 }
 

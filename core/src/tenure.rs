@@ -161,7 +161,7 @@ impl Tenure {
 
     /// Drops everything at once: nothing may be written about the account any more.
     pub(crate) fn abandon(mut self, host: &mut Host) {
-        host.forget(&self.id);
+        host.forget(|route| matches!(route, Route::Account(id, _) if *id == self.id));
         for (_, run) in std::mem::take(&mut self.runs) {
             run.drop_slot(host);
         }
@@ -196,7 +196,7 @@ impl Tenure {
             AccountRoute::Connect => self.on_connect_answer(host, request, &answer),
             AccountRoute::Ledger => self.on_ledger(host, answer),
             AccountRoute::Load => self.on_loaded(host, answer),
-            AccountRoute::LoadMarker(boot) => self.on_marker(host, boot, answer),
+            AccountRoute::LoadMarker => self.on_marker(host, answer),
             AccountRoute::LoadOpen => {
                 self.holes_left = !matches!(&answer, Answer::Found { docs, .. } if docs.is_empty());
             }
@@ -308,6 +308,10 @@ impl Tenure {
         if !matches!(self.stage, Stage::Ready | Stage::Leaving) {
             return;
         }
+        if self.stage == Stage::Leaving && self.ledger.is_idle() && self.ledger.has_fields() {
+            // Nothing else comes that they could ride on.
+            self.ledger.push(Purpose::Patch);
+        }
         while host.believing() {
             let Some(purpose) = self.ledger.next() else { break };
             if let Some(draft) = self.draft(host, &purpose) {
@@ -373,11 +377,7 @@ impl Tenure {
 
         match self.sync.connected.as_deref().map(BootId::parse) {
             Some(Ok(boot)) => {
-                host.get(
-                    self.route(AccountRoute::LoadMarker(boot.clone())),
-                    Lane::Lease,
-                    vec![boot.path()],
-                );
+                host.get(self.route(AccountRoute::LoadMarker), Lane::Lease, vec![boot.path()]);
             }
             Some(Err(_)) => {
                 self.note_crash(host, None);
@@ -388,16 +388,12 @@ impl Tenure {
     }
 
     /// The predecessor's session says until when it was certainly alive.
-    fn on_marker(&mut self, host: &mut Host, boot: BootId, answer: Answer) {
+    fn on_marker(&mut self, host: &mut Host, answer: Answer) {
         if self.stage != Stage::Loading {
             return;
         }
         let Answer::Read { docs, .. } = answer else {
-            host.get(
-                self.route(AccountRoute::LoadMarker(boot.clone())),
-                Lane::Lease,
-                vec![boot.path()],
-            );
+            host.in_ms(self.timer(AccountTimer::Load), Duration::from_secs(1));
             return;
         };
         let doc = docs.into_iter().next().flatten();
@@ -676,9 +672,9 @@ impl Tenure {
 
     fn on_refused(&mut self, host: &mut Host, purpose: Purpose, conflict: bool) {
         match purpose {
-            Purpose::Chunk(_) => {
+            Purpose::Chunk(chunk) => {
                 host.in_ms(self.timer(AccountTimer::Spool), Duration::from_secs(5));
-                self.spool.interrupted();
+                self.spool.interrupted(chunk);
             }
             Purpose::Connect => {
                 if self.link.state == LinkState::Marking {
