@@ -559,7 +559,7 @@ impl Coverage {
         let live = self.live_index();
         let order = self.stretches.windows(2).enumerate().all(|(i, pair)| {
             let [below, above] = pair else { return true };
-            !overlap(below, above, live == Some(i + 1))
+            !overlap(below, above)
                 && below.low.second < above.low.second
                 && (live == Some(i + 1) || below.high.second < above.high.second)
         });
@@ -694,7 +694,7 @@ impl Coverage {
             let is_live = i == closed;
             let mut is_inside = false;
             while let Some(below) = self.stretches.pop() {
-                if overlap(&below, &stretch, is_live) {
+                if overlap(&below, &stretch) {
                     stretch = below.join(stretch);
                 } else if stretch.low.second <= below.low.second
                     && (is_live || below.high.second < stretch.high.second)
@@ -757,9 +757,8 @@ impl Coverage {
 }
 
 /// Whether two neighbours overlap by more than a second, so that nothing can be missing between.
-fn overlap(below: &Stretch, above: &Stretch, above_is_live: bool) -> bool {
+fn overlap(below: &Stretch, above: &Stretch) -> bool {
     above.low.second.saturating_add(1) < below.high.second
-        && (above_is_live || below.low.second.saturating_add(1) < above.high.second)
 }
 
 fn fits(text: &str) -> bool {
@@ -891,6 +890,36 @@ mod tests {
         let before = c.clone();
         assert!(!c.suspect(gap(1, 450, 500), None));
         assert_eq!(c, before);
+    }
+
+    #[test]
+    fn gaps_that_overlap_wait_for_a_message_past_both() {
+        let mut c = Coverage::starting_at(&message(100, "a"), 0);
+        c.suspect(gap(1, 200, 300), None);
+        c.suspect(gap(2, 210, 250), None);
+        c.newer(&message(280, "b"));
+        assert!(!c.is_live());
+    }
+
+    #[test]
+    fn a_message_in_the_first_second_of_a_gap_may_be_on_its_far_side() {
+        let mut c = Coverage::starting_at(&message(300, "z"), 0);
+        c.chunk(&message(100, "a"), &message(200, "b"), 2, PageEnd::Unstated);
+        c.suspect(gap(1, 200, 250), None);
+        c.page(&anchor(300, "z"), Some(&message(200, "b")), 1, PageEnd::MoreRemains);
+        assert_eq!(ends(&c), [(100, 200), (200, 300)]);
+        // and what lies before the lowest message may be missing too
+        let mut c = Coverage::starting_at(&message(200, "b"), 0);
+        c.suspect(gap(1, 200, 250), None);
+        assert_eq!(c.bottom(), Bottom::Suspected(200));
+    }
+
+    #[test]
+    fn a_known_message_that_comes_again_later_opens_nothing() {
+        let mut c = Coverage::starting_at(&message(100, "a"), 0);
+        c.suspect(gap(1, 200, 300), Some(&message(150, "b")));
+        assert!(!c.newer(&message(400, "b")));
+        assert!(!c.is_live());
     }
 
     #[test]
