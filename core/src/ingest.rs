@@ -581,6 +581,12 @@ impl Batch {
                 }
             }
         }
+        let mut leaving = BTreeSet::new();
+        for slot in &mut self.slots {
+            // Where odd documents make two messages of one, the first takes it along.
+            slot.moved_from
+                .take_if(|from| slot_at.contains_key(from) || !leaving.insert(from.clone()));
+        }
         for thread in &self.threads {
             if thread.summed_up {
                 reader.look(&self.docs, &thread.path);
@@ -772,12 +778,12 @@ impl Batch {
             if doc.or(moved).is_none() || message.seen == Seen::Missing {
                 new.insert(slot.path.clone());
             }
-            let mut otherwise: Option<StoreTime> = None;
+            let mut otherwise = StoreTime::from_micros(i64::MAX);
             let (mut arrived, mut summed_up) = (false, false);
             for i in &slot.items {
                 let What::Message(item) = &self.items[*i].what else { continue };
                 message.join(item.told.clone());
-                otherwise = Some(otherwise.map_or(item.at, |at| at.min(item.at)));
+                otherwise = otherwise.min(item.at);
                 summed_up |= item.summed_up;
                 let Some(mark) = &item.mark else { continue };
                 arrived = true;
@@ -797,7 +803,7 @@ impl Batch {
                 facts.new += u32::from(new.contains(&slot.path));
                 facts.undecryptable += u32::from(message.seen == Seen::Undecryptable);
             }
-            if summed_up && message.seen > Seen::Missing {
+            if summed_up && message.sent_at().is_some() {
                 summaries[slot.thread].count(&thread.jid, &slot.wa_id, &message);
                 counted[slot.thread] = true;
             }
@@ -809,7 +815,7 @@ impl Batch {
             let (thread, wa_id) = (&id.text(), &slot.wa_id);
             let place = Place { account: &account, thread, chat: &chat, wa_id };
             let before = doc.map(|doc| &doc.fields);
-            let changes = message.render(before, &place, otherwise.unwrap_or_default());
+            let changes = message.render(before, &place, self.believable, otherwise);
             let mut ops = changes.finish();
             if let Some(moved) = moved {
                 carry_over(&mut ops, before, &moved.fields);
