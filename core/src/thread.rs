@@ -222,8 +222,8 @@ impl Summary {
         let at = self.at.unwrap_or_default();
         to.set(LAST_MESSAGE_AT, at);
         to.set(LAST_MESSAGE_AT_MS, at.as_millis());
-        let mut own = Fields::new();
-        let mut remember = |field, value| own.insert(SmolStr::new_static(field), value);
+        let mut own = Vec::with_capacity(12);
+        let mut remember = |field, value| own.push((SmolStr::new_static(field), value));
         remember("at", at.into());
         if let Some(newest) = &self.newest {
             if let Some(outbound) = newest.outbound {
@@ -253,7 +253,7 @@ impl Summary {
             to.set(ARCHIVED, archived);
             remember("archivedAsOf", as_of.into());
         }
-        to.set(INGEST, Value::Map(own));
+        to.set(INGEST, Value::map(own));
         to.finish()
     }
 }
