@@ -30,7 +30,7 @@ use crate::doc::{
     DocPath, Document, FieldOp, FieldPath, Fields, PathError, Precondition, Value, Version, Write,
     WriteOp,
 };
-use crate::id::{AccountId, MessageId, ThreadId, hex};
+use crate::id::{AccountId, ThreadId, hex};
 use crate::incoming::{Author, Chat, Contact, Incoming, MessageEvent, Record};
 use crate::jid::{Jid, JidError, JidKind, Twins};
 use crate::message::{Believable, Message, Place, Report, Seen};
@@ -1106,7 +1106,7 @@ fn value_bytes(value: &Value) -> usize {
 mod tests {
     use super::*;
     use crate::alias::outbound_wa_id;
-    use crate::id::OutboxId;
+    use crate::id::{MessageId, OutboxId};
     use crate::incoming::{Content, Key, Media, MessageKind, Status, SyncSource};
 
     const NOW: StoreTime = StoreTime::from_secs(1_800_000_000);
