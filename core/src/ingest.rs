@@ -27,10 +27,10 @@ use smol_str::{SmolStr, format_smolstr};
 use crate::alias::Alias;
 use crate::contact::{self, Names};
 use crate::doc::{
-    CollectionPath, DocPath, Document, FieldOp, FieldPath, Fields, PathError, Precondition, Value,
-    Version, Write, WriteOp,
+    DocPath, Document, FieldOp, FieldPath, Fields, PathError, Precondition, Value, Version, Write,
+    WriteOp,
 };
-use crate::id::{AccountId, MessageId, ThreadId, hex};
+use crate::id::{AccountId, ThreadId, hex};
 use crate::incoming::{Author, Chat, Contact, Incoming, MessageEvent, Record};
 use crate::jid::{Jid, JidError, JidKind, Twins};
 use crate::message::{Believable, Message, Place, Report, Seen};
@@ -61,7 +61,7 @@ pub struct Batch {
     current: Option<Group>,
     /// What was committed while more remained
     settled: Vec<Write>,
-    /// Documents that did not exist, or only as a placeholder for reports, when first looked at
+    /// Documents that did not exist, or only for reports, in a plan before the current one
     new: BTreeSet<DocPath>,
     /// Documents that have to be written alone, to find out which of several the store refuses
     alone: BTreeSet<DocPath>,
@@ -319,6 +319,8 @@ enum What {
 struct MessageItem {
     /// The thread of the chat as it was called
     thread: usize,
+    /// What its document is called there, if no other sender's has that name
+    plain: DocPath,
     wa_id: SmolStr,
     sender: Sender,
     told: Message,
@@ -345,7 +347,8 @@ struct Thread {
     jid: Jid,
     id: ThreadId,
     path: DocPath,
-    messages: CollectionPath,
+    /// What the paths of its messages begin with
+    messages: SmolStr,
     /// The thread of its LID
     twin: Option<usize>,
     /// The thread in which its messages belong, if that is another
@@ -414,7 +417,8 @@ impl Batch {
     fn message(&mut self, message: Incoming) -> Result<What, Rejection> {
         let Incoming { key, timestamp, source, event } = message;
         let chat = Jid::parse(key.remote_jid).map_err(Rejection::Chat)?;
-        MessageId::parse(key.id.clone()).map_err(|_| Rejection::Id)?;
+        let thread = self.thread(&chat)?;
+        let plain = self.threads[thread].message_path(&key.id).ok_or(Rejection::Id)?;
         let outbound = key.from_me;
         // In a chat of two there is nobody else, whatever the participant says.
         let participant = key.participant.filter(|p| !chat.is_person() && !p.is_empty());
@@ -477,7 +481,8 @@ impl Batch {
         };
         let told = Message::reported(report, event, self.believable);
         Ok(What::Message(Box::new(MessageItem {
-            thread: self.thread(&chat)?,
+            thread,
+            plain,
             wa_id: key.id,
             sender,
             told,
@@ -496,15 +501,15 @@ impl Batch {
         if jid.kind() == JidKind::Status {
             return Err(Rejection::StatusUpdate);
         }
-        let id = ThreadId::of_chat(&self.account, jid.as_str()).map_err(|_: PathError| {
-            // The account's id is so long that no address fits beside it.
-            Rejection::Id
-        })?;
+        // Fails only if the account's id is so long that no address fits beside it.
+        let id =
+            ThreadId::of_chat(&self.account, jid.as_str()).map_err(|_: PathError| Rejection::Id)?;
         let index = self.threads.len();
         self.threads.push(Thread {
             jid: jid.clone(),
-            path: id.path(),
-            messages: id.messages(),
+            path: DocPath::parse(joined(&["threads/", id.as_str()]))
+                .map_err(|_: PathError| Rejection::Id)?,
+            messages: joined(&["threads/", id.as_str(), "/messages/"]),
             id,
             twin: None,
             leads_to: None,
@@ -538,6 +543,8 @@ impl Batch {
             }
         }
         self.unread = reader.missing;
+        self.unread.sort_unstable();
+        self.unread.dedup();
     }
 
     /// Finds the document of every message.
@@ -580,6 +587,12 @@ impl Batch {
                     }
                 }
             }
+        }
+        let mut leaving = BTreeSet::new();
+        for slot in &mut self.slots {
+            // Where odd documents make two messages of one, the first takes it along.
+            slot.moved_from
+                .take_if(|from| slot_at.contains_key(from) || !leaving.insert(from.clone()));
         }
         for thread in &self.threads {
             if thread.summed_up {
@@ -646,17 +659,19 @@ impl Batch {
             items: vec![index],
         };
         if let Some(alias) = alias {
-            let path = DocPath::new(&alias.thread.messages(), alias.message.as_str()).ok()?;
+            let id = alias.message.as_str();
+            let path = joined(&["threads/", alias.thread.as_str(), "/messages/", id]);
+            let path = DocPath::parse(path).ok()?;
             reader.look(&self.docs, &path)?;
             slot.elsewhere = Some(alias.thread).filter(|id| *id != thread.id);
             slot.path = path;
             return Some(slot);
         }
-        let here = self.find(thread, item, slot_at, reader);
+        let here = self.find(home, item, slot_at, reader);
         if let Some(twin) = thread.twin
             && self.docs.get(&self.threads[twin].path)?.doc.is_some()
         {
-            let there = self.find(&self.threads[twin], item, slot_at, reader)?;
+            let there = self.find(twin, item, slot_at, reader)?;
             slot.moved_from = there.exists.then_some(there.path);
         }
         slot.path = here?.path;
@@ -688,12 +703,14 @@ impl Batch {
     /// Where a thread has the document of a message, or would have it.
     fn find(
         &self,
-        thread: &Thread,
+        thread: usize,
         item: &MessageItem,
         slot_at: &BTreeMap<DocPath, usize>,
         reader: &mut Reader,
     ) -> Option<Found> {
-        let plain = DocPath::new(&thread.messages, &item.wa_id).ok()?;
+        let called = item.thread == thread;
+        let thread = &self.threads[thread];
+        let plain = if called { item.plain.clone() } else { thread.message_path(&item.wa_id)? };
         let doc = reader.look(&self.docs, &plain)?;
         let free = match (slot_at.get(&plain), doc) {
             (Some(slot), _) => self.slots[*slot].sender.is(&item.sender),
@@ -710,7 +727,7 @@ impl Batch {
         };
         let digest = hex(&Sha256::digest(sender.as_bytes()));
         let id = format_smolstr!("{}~{}", item.wa_id, &digest[..8]);
-        let path = DocPath::new(&thread.messages, &id).ok()?;
+        let path = thread.message_path(&id)?;
         let doc = reader.look(&self.docs, &path)?;
         Some(Found { path, exists: doc.is_some() })
     }
@@ -725,7 +742,6 @@ impl Batch {
     /// Puts together what is stored and what arrived, and what has to be written for it.
     fn units(&mut self, reader: &mut Reader) -> Vec<Unit> {
         let account = self.account.text();
-        let mut new = std::mem::take(&mut self.new);
         let mut units = Vec::with_capacity(self.slots.len() + 2);
         let mut summaries: Vec<Summary> = Vec::with_capacity(self.threads.len());
         let mut facts: Vec<ThreadFacts> = Vec::with_capacity(self.threads.len());
@@ -739,9 +755,6 @@ impl Batch {
                 summary.join(Summary::stored(&twin.fields, self.believable));
             }
             summaries.push(summary);
-            if thread.summed_up && doc.is_none() {
-                new.insert(thread.path.clone());
-            }
             facts.push(ThreadFacts {
                 thread: thread.id.clone(),
                 jid: thread.jid.clone(),
@@ -750,7 +763,7 @@ impl Batch {
                 new: 0,
                 total: 0,
                 undecryptable: 0,
-                is_new_thread: new.contains(&thread.path),
+                is_new_thread: doc.is_none() || self.new.contains(&thread.path),
             });
         }
         let mut counted = vec![false; self.threads.len()];
@@ -769,15 +782,15 @@ impl Batch {
             if let Some(moved) = moved {
                 message.join(stored(moved));
             }
-            if doc.or(moved).is_none() || message.seen == Seen::Missing {
-                new.insert(slot.path.clone());
-            }
-            let mut otherwise: Option<StoreTime> = None;
+            let new = doc.or(moved).is_none()
+                || message.seen == Seen::Missing
+                || self.new.contains(&slot.path);
+            let mut otherwise = StoreTime::from_micros(i64::MAX);
             let (mut arrived, mut summed_up) = (false, false);
             for i in &slot.items {
                 let What::Message(item) = &self.items[*i].what else { continue };
                 message.join(item.told.clone());
-                otherwise = Some(otherwise.map_or(item.at, |at| at.min(item.at)));
+                otherwise = otherwise.min(item.at);
                 summed_up |= item.summed_up;
                 let Some(mark) = &item.mark else { continue };
                 arrived = true;
@@ -794,10 +807,10 @@ impl Batch {
             if arrived {
                 let facts = &mut facts[slot.thread];
                 facts.total += 1;
-                facts.new += u32::from(new.contains(&slot.path));
+                facts.new += u32::from(new);
                 facts.undecryptable += u32::from(message.seen == Seen::Undecryptable);
             }
-            if summed_up && message.seen > Seen::Missing {
+            if summed_up && message.sent_at().is_some() {
                 summaries[slot.thread].count(&thread.jid, &slot.wa_id, &message);
                 counted[slot.thread] = true;
             }
@@ -809,7 +822,7 @@ impl Batch {
             let (thread, wa_id) = (&id.text(), &slot.wa_id);
             let place = Place { account: &account, thread, chat: &chat, wa_id };
             let before = doc.map(|doc| &doc.fields);
-            let changes = message.render(before, &place, otherwise.unwrap_or_default());
+            let changes = message.render(before, &place, self.believable, otherwise);
             let mut ops = changes.finish();
             if let Some(moved) = moved {
                 carry_over(&mut ops, before, &moved.fields);
@@ -849,7 +862,6 @@ impl Batch {
             let relevant = facts.total > 0 || (self.threads[index].summed_up && counted[index]);
             relevant.then_some(facts)
         };
-        self.new = new;
         self.facts = facts.into_iter().enumerate().filter_map(shown).collect();
         units
     }
@@ -936,6 +948,17 @@ impl Batch {
 
     /// Brings what is known of the store up to what this batch has committed.
     fn apply_settled(&mut self) {
+        let absent = |path: &DocPath| {
+            let doc = self.docs.get(path).and_then(|held| held.doc.as_deref());
+            doc.is_none_or(|doc| doc.str("placeholder") == Some("missing"))
+        };
+        let slots = self
+            .slots
+            .iter()
+            .filter(|slot| absent(&slot.path) && slot.moved_from.as_ref().is_none_or(absent));
+        let threads = self.threads.iter().filter(|thread| absent(&thread.path));
+        let new = slots.map(|slot| &slot.path).chain(threads.map(|thread| &thread.path));
+        self.new.extend(new.cloned());
         for write in std::mem::take(&mut self.settled) {
             let held = self.docs.get(&write.path).and_then(|held| held.doc.as_deref());
             let doc = match write.op {
@@ -963,6 +986,16 @@ impl Batch {
             };
             self.docs.insert(write.path, Held { doc, fresh: false });
         }
+    }
+}
+
+impl Thread {
+    /// The path of a message in it; `None` if it cannot be the id of a document.
+    fn message_path(&self, id: &str) -> Option<DocPath> {
+        if id.contains('/') {
+            return None;
+        }
+        DocPath::parse(joined(&[&self.messages, id])).ok()
     }
 }
 
@@ -999,7 +1032,6 @@ impl Sender {
 #[derive(Default)]
 struct Reader {
     missing: Vec<DocPath>,
-    noted: BTreeSet<DocPath>,
 }
 
 impl Reader {
@@ -1019,10 +1051,12 @@ impl Reader {
     }
 
     fn want(&mut self, path: &DocPath) {
-        if self.noted.insert(path.clone()) {
-            self.missing.push(path.clone());
-        }
+        self.missing.push(path.clone());
     }
+}
+
+fn joined(parts: &[&str]) -> SmolStr {
+    SmolStr::from(parts.concat())
 }
 
 /// Takes what others wrote into a document along to where the message moves.
@@ -1072,7 +1106,7 @@ fn value_bytes(value: &Value) -> usize {
 mod tests {
     use super::*;
     use crate::alias::outbound_wa_id;
-    use crate::id::OutboxId;
+    use crate::id::{MessageId, OutboxId};
     use crate::incoming::{Content, Key, Media, MessageKind, Status, SyncSource};
 
     const NOW: StoreTime = StoreTime::from_secs(1_800_000_000);

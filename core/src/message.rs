@@ -93,8 +93,6 @@ struct Text {
 enum Stamp {
     #[default]
     Unknown,
-    /// Not later than this, an edit says
-    Before(StoreTime),
     /// Whoever made the document says
     Claimed(StoreTime),
     /// The server says, in seconds, and what was made of that
@@ -151,7 +149,6 @@ impl Message {
             MessageEvent::Edit { body, at_ms, .. } => {
                 let edited_at = at_ms.clamp(1, LAST_MS);
                 told.text = Text { edited_at, body: clip(body, MAX_BODY_BYTES) };
-                told.stamp = Stamp::Before(at);
             }
             MessageEvent::Reaction { emoji, at_ms, .. } => {
                 let reaction = (at_ms.clamp(0, LAST_MS), clip(emoji, MAX_LABEL_BYTES));
@@ -190,8 +187,7 @@ impl Message {
         };
         let raw = in_key("timestamp").and_then(Value::as_int);
         let stamp = match (seen, raw, claimed) {
-            (Seen::Missing, _, None) | (_, None, None) => Stamp::Unknown,
-            (Seen::Missing, _, Some(time)) => Stamp::Before(believable.clamp(time)),
+            (Seen::Missing, _, _) | (_, None, None) => Stamp::Unknown,
             (_, None, Some(time)) => Stamp::Claimed(believable.clamp(time)),
             (_, Some(raw), claimed) => {
                 let at = believable.clamp(StoreTime::from_secs(raw));
@@ -274,6 +270,7 @@ impl Message {
         &self,
         before: Option<&'a Fields>,
         place: &Place<'_>,
+        believable: Believable,
         otherwise: StoreTime,
     ) -> Changes<'a> {
         let mut to = Changes::against(before);
@@ -329,10 +326,16 @@ impl Message {
             Seen::Undecryptable => to.set(PLACEHOLDER, UNDECRYPTABLE),
             Seen::Whole => to.remove(PLACEHOLDER),
         }
-        if self.seen > Seen::Missing || shown_early {
-            to.set(TS_CLIENT, self.at().unwrap_or(otherwise));
-        } else {
-            to.remove(TS_CLIENT);
+        match self.seen {
+            Seen::Missing if shown_early => {
+                let edited_at = StoreTime::from_millis(self.text.edited_at);
+                to.set(TS_CLIENT, believable.clamp(edited_at));
+            }
+            Seen::Missing => to.remove(TS_CLIENT),
+            Seen::Undecryptable | Seen::Whole => match self.stamp {
+                Stamp::Unknown => to.set(TS_CLIENT, otherwise),
+                Stamp::Claimed(at) | Stamp::Sent { at, .. } => to.set(TS_CLIENT, at),
+            },
         }
         if !to.is_empty() {
             to.stamp_once(CREATED_AT);
@@ -343,11 +346,11 @@ impl Message {
         to
     }
 
-    /// When it was sent, as far as known.
-    pub(crate) fn at(&self) -> Option<StoreTime> {
+    /// When it was sent, if it was seen and the server's time is known.
+    pub(crate) fn sent_at(&self) -> Option<StoreTime> {
         match self.stamp {
-            Stamp::Unknown => None,
-            Stamp::Before(at) | Stamp::Claimed(at) | Stamp::Sent { at, .. } => Some(at),
+            Stamp::Sent { at, .. } if self.seen > Seen::Missing => Some(at),
+            _ => None,
         }
     }
 
@@ -371,9 +374,6 @@ impl Message {
             self.text = Text::default();
             self.kind = MessageKind::Unknown;
             self.media = None;
-            if self.seen == Seen::Missing {
-                self.stamp = Stamp::Unknown;
-            }
         }
     }
 
@@ -408,7 +408,6 @@ impl Message {
 impl Stamp {
     fn join(self, other: Self) -> Self {
         match (self, other) {
-            (Self::Before(a), Self::Before(b)) => Self::Before(a.min(b)),
             (Self::Claimed(a), Self::Claimed(b)) => Self::Claimed(a.min(b)),
             (Self::Sent { raw, at: a }, Self::Sent { raw: other, at: b }) if raw == other => {
                 Self::Sent { raw, at: a.min(b) }

@@ -12,13 +12,15 @@
 //! is recognised by not being what was last written here (which `ingest` remembers) and is then
 //! one more candidate, dated by the time the proxy gave.
 
+use std::time::Duration;
+
 use smol_str::SmolStr;
 
 use crate::changes::Changes;
 use crate::doc::{FieldOp, FieldPath, Fields, Value};
 use crate::incoming::{Chat, MAX_LABEL_BYTES, clip};
 use crate::jid::{Jid, JidKind};
-use crate::message::{Believable, Message, Seen};
+use crate::message::{Believable, Message};
 use crate::time::StoreTime;
 
 /// What is known of a thread's newest messages, its name and its archive mark.
@@ -120,8 +122,9 @@ impl Summary {
             .find(|text| !text.is_empty() && *text != own_shown);
         let text = match foreign {
             Some(text) => {
-                let at = shown_at.unwrap_or_default();
-                let at = own_latest.map_or(at, |own| own.at.max(at));
+                // Later than what it replaced, whatever the time beside it says.
+                let after = own_latest.map(|own| own.at + Duration::from_micros(1));
+                let at = shown_at.max(after).unwrap_or_default();
                 Some(Latest { at, id: FOREIGN, changed: 0, text: preview(&text.into()) })
             }
             None => own_latest,
@@ -154,9 +157,10 @@ impl Summary {
         }
     }
 
-    /// Takes a message of the chat into account.
+    /// Takes a message of the chat into account, once the server's time of it is known. Who makes a
+    /// document before that, moves the thread by himself.
     pub(crate) fn count(&mut self, chat: &Jid, wa_id: &SmolStr, message: &Message) {
-        let Some(at) = message.at().filter(|_| message.seen > Seen::Missing) else { return };
+        let Some(at) = message.sent_at() else { return };
         let inbound = message.outbound != Some(true);
         let sender_name = if inbound { message.sender_name().clone() } else { SmolStr::default() };
         self.at = self.at.max(Some(at));
@@ -218,8 +222,8 @@ impl Summary {
         let at = self.at.unwrap_or_default();
         to.set(LAST_MESSAGE_AT, at);
         to.set(LAST_MESSAGE_AT_MS, at.as_millis());
-        let mut own = Fields::new();
-        let mut remember = |field, value| own.insert(SmolStr::new_static(field), value);
+        let mut own = Vec::with_capacity(12);
+        let mut remember = |field, value| own.push((SmolStr::new_static(field), value));
         remember("at", at.into());
         if let Some(newest) = &self.newest {
             if let Some(outbound) = newest.outbound {
@@ -249,7 +253,7 @@ impl Summary {
             to.set(ARCHIVED, archived);
             remember("archivedAsOf", as_of.into());
         }
-        to.set(INGEST, Value::Map(own));
+        to.set(INGEST, Value::map(own));
         to.finish()
     }
 }
@@ -303,8 +307,9 @@ const PHONE_E164: FieldPath = FieldPath::new("phoneE164");
 const PHONE_NUMBER: FieldPath = FieldPath::new("phoneNumber");
 const REDIRECT_TO: FieldPath = FieldPath::new("redirectTo");
 
-/// Stands for the id of what others wrote; greater than WhatsApp's ids.
-const FOREIGN: SmolStr = SmolStr::new_static("~");
+/// Stands for the id of what others wrote; less than any, so that the message itself, once it is
+/// known, takes the place of what older software wrote about it.
+const FOREIGN: SmolStr = SmolStr::new_static("");
 
 const PREVIEW_CHARS: usize = 100;
 
