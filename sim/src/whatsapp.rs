@@ -530,13 +530,6 @@ impl WhatsApp {
         self.lines.iter().find_map(|(account, line)| Some((*account, *line.sent.get(id)?)))
     }
 
-    /// Whether a client has sent messages in a conversation.
-    pub fn has_sent(&self, account: u16, thread: u16) -> bool {
-        self.lines
-            .get(&account)
-            .is_some_and(|line| line.sent.values().any(|message| message.thread == thread))
-    }
-
     /// How many messages wait for being acknowledged.
     pub fn waiting(&self, account: u16) -> usize {
         self.lines.get(&account).map_or(0, |line| line.queue.len())

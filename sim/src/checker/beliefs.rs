@@ -401,7 +401,12 @@ impl Checker {
                 }
                 return;
             }
-            StoreCall::Query(_) => return,
+            StoreCall::Query(query) => {
+                if !p.open_writes.is_empty() {
+                    p.open_writes.retain(|(_, open)| open.collection() != query.collection);
+                }
+                return;
+            }
         };
         let mut again = false;
         for write in writes {

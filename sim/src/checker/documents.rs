@@ -10,6 +10,7 @@ use backfill_core::time::StoreTime;
 use smol_str::SmolStr;
 
 use super::{Applied, Checker, NOWHERE};
+use crate::scenario::Regime;
 use crate::store::SimStore;
 
 /// What the documents showed so far.
@@ -35,7 +36,7 @@ struct SessionSeen {
 pub(super) struct Starts {
     /// The latest start
     started: Option<StoreTime>,
-    /// The latest complete end
+    /// When it ended, if it was complete
     completed: Option<StoreTime>,
 }
 
@@ -52,8 +53,9 @@ impl Checker {
     ///   "beyond the bound, nothing a stale holder writes is accepted".
     /// - S8: a start of a backfill is a change of `lastAutoBackfillAttemptAt` with
     ///   `lastAutoBackfillStatus.running`; by the store's clock it comes no sooner after the start
-    ///   before than the backoff, unless manual, and if periodic no sooner after a complete end
-    ///   than the cooldown (both less 2 % and a second, for clocks).
+    ///   before than the backoff, unless manual, and if periodic no sooner than the cooldown after
+    ///   the end of the run before if that was complete (both less 2 % and a second, for clocks);
+    ///   within the bound, because between two looks at the store a core goes by its own clock.
     /// - S9, second half: what carries a compare-and-set changes its document, so that it takes
     ///   effect at most once.
     /// - S11: `running` is set only beside a live lease of a backfill.
@@ -303,18 +305,17 @@ impl Checker {
         seen.deleted = after.str("status") == Some("deleted");
         let attempt = after.time("lastAutoBackfillAttemptAt");
         let running = after.bool("lastAutoBackfillStatus.running") == Some(true);
-        let success = after.time("lastAutoBackfillSuccessAt");
         let was = before.and_then(|doc| doc.time("lastAutoBackfillAttemptAt"));
-        if success != before.and_then(|doc| doc.time("lastAutoBackfillSuccessAt"))
-            && after.int("lastAutoBackfillStatus.remaining").unwrap_or(0) <= 0
+        if let Some(ended) = run_end(after)
+            && before.and_then(|doc| run_end(doc)) != Some(ended)
         {
-            seen.starts.completed = Some(commit.commit_time);
+            seen.starts.completed = ended.complete.then_some(commit.commit_time);
         }
         if !running || attempt == was {
             return;
         }
         let starts = seen.starts;
-        seen.starts.started = Some(commit.commit_time);
+        seen.starts = Starts { started: Some(commit.commit_time), completed: None };
         let trigger = after.str("lastAutoBackfillStatus.trigger").unwrap_or_default();
         let (backoff, cooldown) =
             (self.policy.auto_backfill.backoff, self.policy.auto_backfill.cooldown);
@@ -323,14 +324,17 @@ impl Checker {
                 .map(|since| commit.commit_time.since(since))
                 .filter(|gone| *gone + wait / 50 + Duration::from_secs(1) < wait)
         };
-        if trigger != "manual"
+        let within = self.regime == Regime::Within;
+        if within
+            && trigger != "manual"
             && let Some(gone) = soon(starts.started, backoff)
         {
             self.violate("S8", commit.at, || {
                 format!("account {number}: started ({trigger}) {gone:?} after the last start")
             });
         }
-        if trigger == "periodic"
+        if within
+            && trigger == "periodic"
             && let Some(gone) = soon(starts.completed, cooldown)
         {
             self.violate("S8", commit.at, || {
@@ -349,6 +353,21 @@ impl Checker {
     }
 }
 
+/// How the latest backfill ended.
+#[derive(Clone, Copy, PartialEq)]
+struct RunEnd {
+    at: Option<StoreTime>,
+    complete: bool,
+}
+
+/// How the latest backfill ended; `None` while one runs.
+fn run_end(account: &Document) -> Option<RunEnd> {
+    let status = |name: &str| account.value("lastAutoBackfillStatus")?.as_map()?.get(name);
+    let ok = status("ok")?.as_bool()?;
+    let left = status("remaining").and_then(|n| n.as_int()).unwrap_or(0);
+    Some(RunEnd { at: account.time("lastAutoBackfillAt"), complete: ok && left <= 0 })
+}
+
 /// Whether a run's lease is held and its term not over.
 pub(super) fn is_live(lease: &Document, now: StoreTime) -> bool {
     let term = Duration::from_millis(lease.count("ttlMs").unwrap_or(0));
@@ -357,7 +376,7 @@ pub(super) fn is_live(lease: &Document, now: StoreTime) -> bool {
 
 /// Who holds a run's lease.
 pub(super) fn holder(lease: &Document) -> Option<&str> {
-    lease.str("owner").filter(|owner| !owner.is_empty())
+    lease.str("boot").filter(|boot| !boot.is_empty())
 }
 
 fn epoch(doc: &Document) -> u64 {

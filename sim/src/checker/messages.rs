@@ -1,6 +1,6 @@
 //! What becomes of messages: S12, S13, L6.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use backfill_core::coverage::Coverage;
 use backfill_core::doc::{DocPath, Document};
@@ -19,6 +19,8 @@ pub(super) struct Messages {
     stored: Vec<Vec<Vec<u64>>>,
     /// By outbox document, under which WhatsApp id it was sent
     sent: BTreeMap<SmolStr, SmolStr>,
+    /// Threads to which the inbox wrote by itself
+    inbox: BTreeSet<(u16, u16)>,
     /// Of the commit that is being looked at
     created: Vec<(u16, MessageRef)>,
     gone: Vec<(u16, MessageRef)>,
@@ -135,6 +137,11 @@ impl Checker {
         }
     }
 
+    /// The inbox wrote to a thread by itself.
+    pub fn inbox_wrote(&mut self, account: u16, thread: u16) {
+        self.messages.inbox.insert((account, thread));
+    }
+
     /// Whether the store has a message, by the position of its account.
     pub fn has_message(&self, account: u16, message: MessageRef) -> bool {
         self.messages.has(self.position(account), message)
@@ -146,8 +153,8 @@ impl Checker {
     }
 
     /// S12: a thread shows the time and direction of the newest message that the store has of it,
-    /// and the text of the newest inbound one; equally new ones are equally good. Threads in which
-    /// the inbox sent are judged by time alone. S13: what was sent from the outbox has one document.
+    /// and the text of the newest inbound one; equally new ones are equally good. Threads to
+    /// which the inbox wrote are judged by time alone. S13: what was sent from the outbox has one document.
     pub(super) fn finish_messages(&mut self, at: Real, store: &SimStore, net: &WhatsApp) {
         for position in 0..self.accounts.len() as u16 {
             let account = self.number(position);
@@ -192,7 +199,7 @@ impl Checker {
         let Some(shown) = doc.int("lastMessageAtMs") else {
             return Some("shows no time".into());
         };
-        if net.has_sent(account, thread) {
+        if self.messages.inbox.contains(&(account, thread)) {
             return (shown < first.second * 1_000).then(|| "shows a time that is too old".into());
         }
         if shown != first.second * 1_000 {

@@ -105,6 +105,7 @@ impl World {
         );
         self.commit(None, None, false, &[outbox, message, summary])
             .expect("a random id is new, and nothing else can be refused");
+        self.checker.inbox_wrote(account, number);
     }
 
     /// Sends the message of an outbox document.
