@@ -8,7 +8,7 @@ use anyhow::Result;
 use buffa::Message;
 use wacore::store::Device;
 use wacore::store::device::{CachedNoiseCert, CachedServerCertChain};
-use wacore::store::traits::Backend;
+use wacore::store::traits::{AppStateSyncKey, Backend};
 use wacore_binary::builder::NodeBuilder;
 use wacore_binary::{Jid, Node};
 use wacore_libsignal::protocol::KeyPair;
@@ -88,6 +88,12 @@ impl Account {
             let companions = &mut state.account(&self.key()).companions;
             companions.get_mut(&number).expect("just registered").keys = Some(bundle);
         });
+        let (key_id, key_data) = self.double.with(|state| {
+            let app_state = &state.account(&self.key()).phone.app_state;
+            (app_state.key_id.clone(), app_state.key.to_vec())
+        });
+        let key = AppStateSyncKey { key_data, fingerprint: Vec::new(), timestamp: 0 };
+        backend.set_sync_key(&key_id, key).await?;
         backend.create().await?;
         backend.save(&device).await?;
         Ok(number)

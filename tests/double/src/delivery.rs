@@ -186,7 +186,7 @@ impl State {
         let Some(letter) = letter else { return };
         let Some(keys) = &mut companion.keys else { return };
         let bundle = match node.get_optional_child("keys") {
-            Some(fresh) => keys.from_receipt(fresh),
+            Some(fresh) => keys.renewed_by(fresh),
             None => keys.take(),
         };
         let Ok(bundle) = bundle else { return };

@@ -9,6 +9,7 @@
 //! phone holds, [`Account::log`] what the server saw, [`Account::unconfirmed`] what it still owes.
 
 mod account;
+mod app_state;
 mod chain;
 mod clock;
 mod contact;
