@@ -147,6 +147,12 @@ impl Double {
         self.with(|state| state.faults.clear());
     }
 
+    /// Presents a certificate chain with worthless signatures to clients that ask for one, which
+    /// they must not accept.
+    pub fn forge_certificates(&self) {
+        self.with(|state| state.forged_chain = true);
+    }
+
     /// How long the waiting methods of this world wait before they panic. 20 seconds at first; a
     /// test under a paused clock, where waiting costs nothing, may want more.
     pub fn set_patience(&self, patience: Duration) {
@@ -181,13 +187,23 @@ impl Double {
         }
     }
 
+    /// Waits until clients have given up this many handshakes. Panics when the world's patience is
+    /// over.
+    pub async fn wait_abandoned(&self, count: usize) {
+        let enough = self.until(|state| (state.abandoned >= count).then_some(()));
+        if tokio::time::timeout(self.patience(), enough).await.is_err() {
+            panic!("waited in vain for {count} abandoned handshakes");
+        }
+    }
+
     pub(crate) fn admit(&self) -> Result<()> {
         ensure!(!self.with(|state| state.unreachable), "the server is unreachable");
         Ok(())
     }
 
-    pub(crate) fn static_key(&self) -> KeyPair {
-        self.with(|state| state.static_key.clone())
+    /// The static key of seeded devices, and whether others are shown a forged chain for it.
+    pub(crate) fn identity(&self) -> (KeyPair, bool) {
+        self.with(|state| (state.static_key.clone(), state.forged_chain))
     }
 
     pub(crate) fn connected(

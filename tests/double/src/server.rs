@@ -46,6 +46,9 @@ pub(crate) struct State {
     /// While true, nobody can connect
     pub(crate) unreachable: bool,
     pub(crate) static_key: KeyPair,
+    pub(crate) forged_chain: bool,
+    /// How many handshakes failed or were given up by the client
+    pub(crate) abandoned: usize,
     last_id: u64,
     run: u32,
     this: Weak<World>,
@@ -69,8 +72,8 @@ pub(crate) struct CompanionState {
     pub(crate) keys: Option<KeyBundle>,
     pub(crate) queue: Queue,
     pub(crate) connection: Option<ConnectionId>,
-    /// What was sent and may be asked for again, by message id and sender
-    pub(crate) letters: BTreeMap<(String, Sender), Letter>,
+    /// What was sent and may be asked for again, by message id
+    pub(crate) letters: BTreeMap<String, Vec<(Sender, Letter)>>,
     /// True until the phone has greeted it after pairing
     pub(crate) fresh: bool,
 }
@@ -124,6 +127,8 @@ impl State {
             people: BTreeMap::new(),
             unreachable: false,
             static_key: KeyPair::generate(&mut rng),
+            forged_chain: false,
+            abandoned: 0,
             last_id: 0,
             run: rng.random(),
             this,
@@ -190,6 +195,7 @@ impl State {
         }
         match self.faults.strike(Side::FromClient, node) {
             None | Some(Effect::Corrupt) => self.process(id, node),
+            Some(Effect::Cut) => self.close(id, DisconnectReason::StreamEnded),
             Some(Effect::Delay(delay)) => {
                 let node = node.clone();
                 self.after(delay, move |state| state.process(id, &node));
@@ -207,6 +213,7 @@ impl State {
         match self.faults.strike(Side::ToClient, &node) {
             None => self.write(id, node),
             Some(Effect::Corrupt) => self.write(id, corrupted(&node)),
+            Some(Effect::Cut) => self.close(id, DisconnectReason::StreamEnded),
             Some(Effect::Delay(delay)) => {
                 self.after(delay, move |state| state.write(id, node));
             }
@@ -313,8 +320,8 @@ impl State {
         };
         let count = attribute(batch, "count").and_then(|count| count.parse().ok()).unwrap_or(200);
         let Some(companion) = self.account(&account).companions.get_mut(&device) else { return };
-        let mut stanzas: VecDeque<Node> = companion.queue.take_unsent(id, count).into();
-        let more = companion.queue.has_unsent(id);
+        let mut stanzas: VecDeque<Node> = companion.queue.take_unwritten(count).into();
+        let more = companion.queue.has_unwritten();
         while let Some(mut stanza) = stanzas.pop_front() {
             stanza.attrs.insert("offline", "1");
             self.send(id, stanza);

@@ -77,7 +77,7 @@ async fn what_was_not_committed_comes_again() {
 
     let id = contact.text("hold on");
     commits.asked(1).await;
-    assert_eq!(account.unconfirmed(), [id.clone()]);
+    assert_eq!(account.unconfirmed(), [id.as_str()]);
     account.cut(DisconnectReason::StreamEnded);
     client.message(&id).await;
     account.wait_drained().await;
