@@ -52,10 +52,14 @@ impl State {
         }
     }
 
-    /// Sends a letter to one companion, if it has keys.
+    /// Sends a letter to one companion. Without keys it gets nothing, as in reality, except that the
+    /// phone waits for the keys of its own companions.
     pub(crate) fn post_to(&mut self, account: &str, device: u16, sender: &Sender, letter: &Letter) {
-        let Some(companion) = self.account(account).companions.get(&device) else { return };
+        let Some(companion) = self.account(account).companions.get_mut(&device) else { return };
         if companion.keys.is_none() {
+            if matches!(letter.to, Destination::Peer) {
+                companion.waiting.push(letter.clone());
+            }
             return;
         }
         let stanza = self

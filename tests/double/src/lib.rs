@@ -38,6 +38,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 use wacore_binary::{Jid, Node};
@@ -69,6 +70,8 @@ pub struct Double {
 
 pub(crate) struct World {
     state: Mutex<State>,
+    /// Where the server runs, which may outlive its clients
+    runtime: Handle,
     /// Counts the changes, so that waiters know when to look again
     changes: watch::Sender<u64>,
 }
@@ -82,21 +85,18 @@ impl World {
     }
 }
 
-impl Default for Double {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
+#[expect(clippy::new_without_default, reason = "it depends on the current runtime")]
 impl Double {
-    /// An empty world.
+    /// An empty world, whose server lives on the current tokio runtime: a client on a runtime of its
+    /// own can be killed with it. Panics outside a runtime.
     ///
     /// Create it before the process does any cryptography of its own, or clients without a seeded
     /// device cannot connect; see [`Account::scan`].
     pub fn new() -> Self {
         chain::install();
         let world = Arc::new_cyclic(|world| World {
-            state: Mutex::new(State::new(world.clone())),
+            state: Mutex::new(State::new(world.clone(), Handle::current())),
+            runtime: Handle::current(),
             changes: watch::Sender::new(0),
         });
         Self { world }
@@ -112,6 +112,7 @@ impl Double {
             companions: Default::default(),
             last_device: 0,
             log: Vec::new(),
+            lid_migrated: false,
             refusal: None,
         };
         let taken = self.with(|world| {
@@ -204,6 +205,10 @@ impl Double {
     /// The static key of seeded devices, and whether others are shown a forged chain for it.
     pub(crate) fn identity(&self) -> (KeyPair, bool) {
         self.with(|state| (state.static_key.clone(), state.forged_chain))
+    }
+
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.world.runtime.spawn(task);
     }
 
     pub(crate) fn connected(

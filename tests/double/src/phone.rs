@@ -293,12 +293,20 @@ impl State {
         self.chat(account, chat).insert(stored);
     }
 
-    /// Gives a freshly paired companion the keys of the application state.
+    /// Sends a companion that has just uploaded keys what has waited for them, and first of all,
+    /// after pairing, the keys of the application state.
     pub(crate) fn greet(&mut self, account: &str, device: u16) {
         let Some(companion) = self.account(account).companions.get_mut(&device) else { return };
-        if !std::mem::take(&mut companion.fresh) {
-            return;
+        let waiting = std::mem::take(&mut companion.waiting);
+        if std::mem::take(&mut companion.fresh) {
+            self.share_key(account, device);
         }
+        for letter in waiting {
+            self.post_to(account, device, &Sender::Phone, &letter);
+        }
+    }
+
+    fn share_key(&mut self, account: &str, device: u16) {
         let AppState { key_id, key, .. } = &self.account(account).phone.app_state;
         let key = wa::message::AppStateSyncKey {
             key_id: MessageField::some(wa::message::AppStateSyncKeyId {

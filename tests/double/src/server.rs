@@ -5,6 +5,7 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use rand::RngExt;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedSender;
 use wacore_binary::builder::NodeBuilder;
 use wacore_binary::{Jid, Node};
@@ -52,6 +53,7 @@ pub(crate) struct State {
     last_id: u64,
     run: u32,
     this: Weak<World>,
+    runtime: Handle,
 }
 
 pub(crate) struct AccountState {
@@ -61,6 +63,8 @@ pub(crate) struct AccountState {
     pub(crate) companions: BTreeMap<u16, CompanionState>,
     pub(crate) last_device: u16,
     pub(crate) log: Vec<Seen>,
+    /// Whether its companions address chats by LID
+    pub(crate) lid_migrated: bool,
     /// What logins are answered with instead of success
     pub(crate) refusal: Option<Node>,
 }
@@ -74,6 +78,8 @@ pub(crate) struct CompanionState {
     pub(crate) connection: Option<ConnectionId>,
     /// What was sent and may be asked for again, by message id
     pub(crate) letters: BTreeMap<String, Vec<(Sender, Letter)>>,
+    /// What the phone will send once there are keys
+    pub(crate) waiting: Vec<Letter>,
     /// True until the phone has greeted it after pairing
     pub(crate) fresh: bool,
 }
@@ -114,7 +120,7 @@ pub(crate) enum Stage {
 }
 
 impl State {
-    pub(crate) fn new(this: Weak<World>) -> Self {
+    pub(crate) fn new(this: Weak<World>, runtime: Handle) -> Self {
         let mut rng = rand::rng();
         Self {
             accounts: BTreeMap::new(),
@@ -132,6 +138,7 @@ impl State {
             last_id: 0,
             run: rng.random(),
             this,
+            runtime,
         }
     }
 
@@ -152,7 +159,7 @@ impl State {
     /// Does something later, on the clock of the tokio runtime.
     pub(crate) fn after(&self, delay: Duration, action: impl FnOnce(&mut Self) + Send + 'static) {
         let world = self.this.clone();
-        tokio::spawn(async move {
+        self.runtime.spawn(async move {
             tokio::time::sleep(delay).await;
             if let Some(world) = world.upgrade() {
                 world.with(action);
@@ -287,6 +294,7 @@ impl State {
             .attr("props", "27")
             .build();
         if let Some(replaced) = replaced {
+            self.saw(user, Seen::Replaced { device });
             self.end_stream(replaced, stream_error(None, Some("replaced")));
         }
         if let Some(connection) = self.connections.get_mut(&id) {
@@ -365,6 +373,7 @@ impl CompanionState {
             queue: Queue::default(),
             connection: None,
             letters: BTreeMap::new(),
+            waiting: Vec::new(),
             fresh: false,
         }
     }
