@@ -8,7 +8,7 @@ use anyhow::Result;
 use buffa::Message;
 use wacore::store::Device;
 use wacore::store::device::{CachedNoiseCert, CachedServerCertChain};
-use wacore::store::traits::Backend;
+use wacore::store::traits::{AppStateSyncKey, Backend};
 use wacore_binary::builder::NodeBuilder;
 use wacore_binary::{Jid, Node};
 use wacore_libsignal::protocol::KeyPair;
@@ -88,9 +88,22 @@ impl Account {
             let companions = &mut state.account(&self.key()).companions;
             companions.get_mut(&number).expect("just registered").keys = Some(bundle);
         });
+        let (key_id, key_data, lid_migrated) = self.double.with(|state| {
+            let owner = state.account(&self.key());
+            let app_state = &owner.phone.app_state;
+            (app_state.key_id.clone(), app_state.key.to_vec(), owner.lid_migrated)
+        });
+        device.lid_migrated = lid_migrated;
+        let key = AppStateSyncKey { key_data, fingerprint: Vec::new(), timestamp: 0 };
+        backend.set_sync_key(&key_id, key).await?;
         backend.create().await?;
         backend.save(&device).await?;
         Ok(number)
+    }
+
+    /// Lets devices linked from now on address direct chats by LID.
+    pub fn migrate_to_lids(&self) {
+        self.double.with(|state| state.account(&self.key()).lid_migrated = true);
     }
 
     /// The owner scans a QR code with the phone, which links the device that shows it.
@@ -191,6 +204,15 @@ impl Account {
         });
         if tokio::time::timeout(self.double.patience(), empty).await.is_err() {
             panic!("never confirmed: {:?}", self.unconfirmed());
+        }
+    }
+
+    /// Waits until no companion is connected. Panics when the world's patience is over.
+    pub async fn wait_gone(&self) {
+        let gone =
+            self.double.until(|state| connections(state, &self.key()).is_empty().then_some(()));
+        if tokio::time::timeout(self.double.patience(), gone).await.is_err() {
+            panic!("a companion is still connected");
         }
     }
 

@@ -9,12 +9,16 @@
 
 use std::sync::OnceLock;
 
+use buffa::{Message, MessageField};
 use sha2::{Digest, Sha256};
 use wacore_libsignal::crypto::{
     CryptoProviderError, GcmInPlaceBuffer, RustCryptoProvider, SignalCryptoProvider, TransportAead,
     set_crypto_provider,
 };
 use wacore_libsignal::protocol::PrivateKey;
+use waproto::whatsapp as wa;
+use waproto::whatsapp::cert_chain::NoiseCertificate;
+use waproto::whatsapp::cert_chain::noise_certificate::Details;
 
 /// The server static key that [`CERTIFICATE_CHAIN`] certifies
 pub(crate) const STATIC_KEY: [u8; 32] = [
@@ -50,6 +54,28 @@ pub(crate) const CERTIFICATE_CHAIN: [u8; 241] = [
 pub(crate) fn install() -> bool {
     static INSTALLED: OnceLock<bool> = OnceLock::new();
     *INSTALLED.get_or_init(|| set_crypto_provider(PublishedStatic).is_ok())
+}
+
+/// A chain that certifies `key` in all but its signatures.
+pub(crate) fn forged_for(key: &[u8; 32]) -> Vec<u8> {
+    let certificate = |serial, issuer, key: Vec<u8>| NoiseCertificate {
+        details: Some(
+            Details {
+                serial: Some(serial),
+                issuer_serial: Some(issuer),
+                key: Some(key),
+                not_before: Some(0),
+                not_after: Some(u32::MAX.into()),
+            }
+            .encode_to_vec(),
+        ),
+        signature: Some(vec![0; 64]),
+    };
+    wa::CertChain {
+        leaf: MessageField::some(certificate(2, 1, key.to_vec())),
+        intermediate: MessageField::some(certificate(1, 0, vec![9; 32])),
+    }
+    .encode_to_vec()
 }
 
 /// What X25519 yields in this process between a key pair and [`STATIC_KEY`].

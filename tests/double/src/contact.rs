@@ -62,7 +62,7 @@ impl Contact {
         &self.lid
     }
 
-    /// Chooses which id the following direct messages come from. The default is the phone number.
+    /// Chooses which id the following direct messages and receipts come from. The default is the phone number.
     pub fn set_addressing(&self, addressing: Addressing) {
         self.double.with(|state| self.person(state).addressing = addressing);
     }
@@ -120,8 +120,13 @@ impl Contact {
     }
 
     fn send_receipt(&self, id: &str, kind: Option<&str>) {
+        let addressing = self.double.with(|state| self.person(state).addressing);
+        let from = match addressing {
+            Addressing::Lid => &self.lid,
+            Addressing::Pn => &self.pn,
+        };
         let mut receipt = NodeBuilder::new("receipt")
-            .attr("from", &self.pn)
+            .attr("from", from)
             .attr("id", id)
             .attr("t", wacore::time::now_secs());
         if let Some(kind) = kind {

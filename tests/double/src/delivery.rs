@@ -52,10 +52,14 @@ impl State {
         }
     }
 
-    /// Sends a letter to one companion, if it has keys.
+    /// Sends a letter to one companion. Without keys it gets nothing, as in reality, except that the
+    /// phone waits for the keys of its own companions.
     pub(crate) fn post_to(&mut self, account: &str, device: u16, sender: &Sender, letter: &Letter) {
-        let Some(companion) = self.account(account).companions.get(&device) else { return };
+        let Some(companion) = self.account(account).companions.get_mut(&device) else { return };
         if companion.keys.is_none() {
+            if matches!(letter.to, Destination::Peer) {
+                companion.waiting.push(letter.clone());
+            }
             return;
         }
         let stanza = self
@@ -63,7 +67,9 @@ impl State {
             .expect("a companion with keys can be written to");
         let Some(companion) = self.account(account).companions.get_mut(&device) else { return };
         companion.queue.push(stanza);
-        companion.letters.insert((letter.id.clone(), sender.clone()), letter.clone());
+        let letters = companion.letters.entry(letter.id.clone()).or_default();
+        letters.retain(|(known, _)| known != sender);
+        letters.push((sender.clone(), letter.clone()));
         self.flush(account, device);
         self.warn_of_few_keys(account, device);
     }
@@ -87,7 +93,7 @@ impl State {
             return;
         }
         let Some(companion) = self.account(account).companions.get_mut(&device) else { return };
-        for stanza in companion.queue.take_unsent(id, usize::MAX) {
+        for stanza in companion.queue.take_unwritten(usize::MAX) {
             self.send(id, stanza);
         }
     }
@@ -138,11 +144,9 @@ impl State {
         let class = attribute(node, "class").unwrap_or_default();
         let acked = attribute(node, "id").unwrap_or_default();
         if let Some(companion) = self.account(&account).companions.get_mut(&device) {
-            companion.queue.confirm(|stanza| {
-                stanza.tag == class.as_str()
-                    && attribute(stanza, "id").as_deref() == Some(&acked)
-                    // The queue holds own copies until their receipt.
-                    && !stanza.attrs.contains_key("recipient")
+            companion.queue.confirm(&acked, |stanza| {
+                // The queue holds own copies until their receipt.
+                stanza.tag == class.as_str() && !stanza.attrs.contains_key("recipient")
             });
         }
         self.saw(&account, Seen::Acked { class, id: acked });
@@ -158,16 +162,17 @@ impl State {
         let author = receipt.participant.as_ref().map(|author| directory.key(author));
         let companion = accounts.get_mut(account).and_then(|a| a.companions.get_mut(&device));
         let Some(companion) = companion else { return };
-        companion.queue.confirm(|stanza| {
-            let key = |name| jid(stanza, name).map(|jid| directory.key(&jid));
-            let written_by = key("participant");
-            stanza.tag == "message"
-                && attribute(stanza, "id").is_some_and(|id| receipt.ids.contains(&id))
-                && key("from") == address
-                && (written_by.is_none() || written_by == author)
-        });
-        if receipt.kind != "retry" {
-            companion.letters.retain(|(id, _), _| !receipt.ids.contains(id));
+        for id in &receipt.ids {
+            companion.queue.confirm(id, |stanza| {
+                let key = |name| jid(stanza, name).map(|jid| directory.key(&jid));
+                let written_by = key("participant");
+                stanza.tag == "message"
+                    && key("from") == address
+                    && (written_by.is_none() || written_by == author)
+            });
+            if receipt.kind != "retry" {
+                companion.letters.remove(id);
+            }
         }
     }
 
@@ -182,11 +187,12 @@ impl State {
         };
         let address = self.account(account).pn.with_device(device);
         let Some(companion) = self.account(account).companions.get_mut(&device) else { return };
-        let letter = companion.letters.get(&(message.to_owned(), sender.clone())).cloned();
-        let Some(letter) = letter else { return };
+        let letters = companion.letters.get(message).into_iter().flatten();
+        let mut letters = letters.filter(|(author, _)| *author == sender);
+        let Some((_, letter)) = letters.next().cloned() else { return };
         let Some(keys) = &mut companion.keys else { return };
         let bundle = match node.get_optional_child("keys") {
-            Some(fresh) => keys.from_receipt(fresh),
+            Some(fresh) => keys.renewed_by(fresh),
             None => keys.take(),
         };
         let Ok(bundle) = bundle else { return };

@@ -29,6 +29,8 @@ pub(crate) enum Side {
 pub(crate) enum Effect {
     /// Flip a bit in each encrypted part
     Corrupt,
+    /// Break the connection instead of delivering
+    Cut,
     /// Deliver that much later; what follows overtakes it
     Delay(Duration),
     Drop,
@@ -40,6 +42,16 @@ impl Fault {
     /// Damages the ciphertexts of the next `<message>` to a client.
     pub fn corrupt_message() -> Self {
         Self::new(Side::ToClient, "message", Effect::Corrupt)
+    }
+
+    /// Breaks the connection when the client sends a stanza, which is lost.
+    pub fn cut_from_client(tag: &'static str) -> Self {
+        Self::new(Side::FromClient, tag, Effect::Cut)
+    }
+
+    /// Breaks the connection instead of delivering a stanza to the client.
+    pub fn cut_to_client(tag: &'static str) -> Self {
+        Self::new(Side::ToClient, tag, Effect::Cut)
     }
 
     /// Delivers a stanza to the client later than those that follow it.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::time::Duration;
 
 use anyhow::Result;
 use buffa::{Message, MessageField};
@@ -147,6 +148,8 @@ pub(crate) struct Blobs {
     /// Status codes that the next requests get instead of a file
     pub(crate) failures: Vec<u16>,
     pub(crate) requests: usize,
+    /// How long each request takes
+    pub(crate) delay: Duration,
 }
 
 impl Blobs {

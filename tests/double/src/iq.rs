@@ -73,7 +73,7 @@ impl State {
             ("usync", _, _) => vec![self.usync(iq)],
             ("w:g2", "get", "query") => vec![self.group_info(iq)?],
             ("w:m", "set", "media_conn") => vec![media_conn()],
-            ("w:sync:app:state", "set", "sync") => vec![collections(iq)],
+            ("w:sync:app:state", "set", "sync") => vec![self.sync_collections(login, iq)],
             _ => Vec::new(),
         })
     }
@@ -201,6 +201,26 @@ impl State {
         Ok(Some(NodeBuilder::new("user").attr("jid", jid).children(children).build()))
     }
 
+    /// Each collection that is asked for is answered: a client that misses one never gets ready.
+    fn sync_collections(&mut self, login: &Login, iq: &Node) -> Node {
+        let phone = &mut self.account(&login.account).phone;
+        let asked = iq
+            .get_optional_child("sync")
+            .into_iter()
+            .flat_map(|sync| sync.get_children_by_tag("collection"));
+        let answers = asked.map(|asked| {
+            phone.app_state.sync(asked).unwrap_or_else(|_| {
+                let conflict = NodeBuilder::new("error").attr("code", "409").build();
+                NodeBuilder::new("collection")
+                    .attr("name", attribute(asked, "name").unwrap_or_default())
+                    .attr("type", "error")
+                    .children([conflict])
+                    .build()
+            })
+        });
+        NodeBuilder::new("sync").children(answers.collect::<Vec<_>>()).build()
+    }
+
     fn group_info(&self, iq: &Node) -> Result<Node, Refusal> {
         let unknown = Refusal { code: 404, text: "item-not-found" };
         let Some(id) = jid(iq, "to") else { return Err(unknown) };
@@ -229,16 +249,6 @@ struct Refusal {
     text: &'static str,
 }
 
-/// Every collection exists and is empty.
-fn collections(iq: &Node) -> Node {
-    let asked = iq.get_optional_child("sync").into_iter().flat_map(|sync| {
-        sync.get_children_by_tag("collection").filter_map(|asked| attribute(asked, "name"))
-    });
-    let empty = asked
-        .map(|name| NodeBuilder::new("collection").attr("name", name).attr("version", "0").build());
-    NodeBuilder::new("sync").children(empty.collect::<Vec<_>>()).build()
-}
-
 fn media_conn() -> Node {
     let host = NodeBuilder::new("host")
         .attr("hostname", "media.double.invalid")
@@ -258,22 +268,4 @@ fn privacy() -> Node {
     let category =
         NodeBuilder::new("category").attr("name", "readreceipts").attr("value", "all").build();
     NodeBuilder::new("privacy").children([category]).build()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_collection_that_is_asked_for_is_answered() {
-        let collection = |name: &str| NodeBuilder::new("collection").attr("name", name).build();
-        let sync = NodeBuilder::new("sync")
-            .children([collection("regular"), collection("critical_block")])
-            .build();
-        let iq = NodeBuilder::new("iq").children([sync]).build();
-        let answer = collections(&iq);
-        let names: Vec<_> =
-            answer.get_children_by_tag("collection").map(|c| attribute(c, "name")).collect();
-        assert_eq!(names, [Some("regular".into()), Some("critical_block".into())]);
-    }
 }

@@ -93,8 +93,8 @@ impl KeyBundle {
         self.bundle(one_time)
     }
 
-    /// The bundle that a retry receipt carries, which must not be older than what we know.
-    pub(crate) fn from_receipt(&self, keys: &Node) -> Result<PreKeyBundle> {
+    /// The bundle of the same device with the fresh keys that a retry receipt carries.
+    pub(crate) fn renewed_by(&self, keys: &Node) -> Result<PreKeyBundle> {
         let key = keys.get_optional_child("key").context("a retry without a one-time key")?;
         let skey = keys.get_optional_child("skey").context("a retry without a signed key")?;
         let public = PublicKey::from_djb_public_key_bytes(child_bytes(key, "value"))?;

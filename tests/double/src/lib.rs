@@ -9,6 +9,7 @@
 //! phone holds, [`Account::log`] what the server saw, [`Account::unconfirmed`] what it still owes.
 
 mod account;
+mod app_state;
 mod chain;
 mod clock;
 mod contact;
@@ -37,6 +38,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::watch;
 use wacore_binary::{Jid, Node};
@@ -68,6 +70,8 @@ pub struct Double {
 
 pub(crate) struct World {
     state: Mutex<State>,
+    /// Where the server runs, which may outlive its clients
+    runtime: Handle,
     /// Counts the changes, so that waiters know when to look again
     changes: watch::Sender<u64>,
 }
@@ -81,21 +85,18 @@ impl World {
     }
 }
 
-impl Default for Double {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
+#[expect(clippy::new_without_default, reason = "it depends on the current runtime")]
 impl Double {
-    /// An empty world.
+    /// An empty world, whose server lives on the current tokio runtime: a client on a runtime of its
+    /// own can be killed with it. Panics outside a runtime.
     ///
     /// Create it before the process does any cryptography of its own, or clients without a seeded
     /// device cannot connect; see [`Account::scan`].
     pub fn new() -> Self {
         chain::install();
         let world = Arc::new_cyclic(|world| World {
-            state: Mutex::new(State::new(world.clone())),
+            state: Mutex::new(State::new(world.clone(), Handle::current())),
+            runtime: Handle::current(),
             changes: watch::Sender::new(0),
         });
         Self { world }
@@ -111,6 +112,7 @@ impl Double {
             companions: Default::default(),
             last_device: 0,
             log: Vec::new(),
+            lid_migrated: false,
             refusal: None,
         };
         let taken = self.with(|world| {
@@ -144,6 +146,12 @@ impl Double {
     /// Removes all faults from the wire.
     pub fn heal(&self) {
         self.with(|state| state.faults.clear());
+    }
+
+    /// Presents a certificate chain with worthless signatures to clients that ask for one, which
+    /// they must not accept.
+    pub fn forge_certificates(&self) {
+        self.with(|state| state.forged_chain = true);
     }
 
     /// How long the waiting methods of this world wait before they panic. 20 seconds at first; a
@@ -180,13 +188,27 @@ impl Double {
         }
     }
 
+    /// Waits until clients have given up this many handshakes. Panics when the world's patience is
+    /// over.
+    pub async fn wait_abandoned(&self, count: usize) {
+        let enough = self.until(|state| (state.abandoned >= count).then_some(()));
+        if tokio::time::timeout(self.patience(), enough).await.is_err() {
+            panic!("waited in vain for {count} abandoned handshakes");
+        }
+    }
+
     pub(crate) fn admit(&self) -> Result<()> {
         ensure!(!self.with(|state| state.unreachable), "the server is unreachable");
         Ok(())
     }
 
-    pub(crate) fn static_key(&self) -> KeyPair {
-        self.with(|state| state.static_key.clone())
+    /// The static key of seeded devices, and whether others are shown a forged chain for it.
+    pub(crate) fn identity(&self) -> (KeyPair, bool) {
+        self.with(|state| (state.static_key.clone(), state.forged_chain))
+    }
+
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.world.runtime.spawn(task);
     }
 
     pub(crate) fn connected(

@@ -66,6 +66,11 @@ pub enum Seen {
     },
     /// It sent a receipt
     Receipt(Receipt),
+    /// It logged in while an older connection of the same device was still open
+    Replaced {
+        /// Its number
+        device: u16,
+    },
     /// It asked the phone for a message that it could not read
     ResendAsked {
         /// The message's id
@@ -120,10 +125,10 @@ pub struct Receipt {
 pub struct SentMessage {
     /// The stanza id
     pub id: String,
-    /// Who decrypted it
+    /// Who decrypted it, as phone number
     pub recipient: Jid,
-    /// The group it was sent to
-    pub group: Option<Jid>,
+    /// The chat it was addressed to, in the form that the companion chose
+    pub to: Jid,
     /// The content
     pub message: Box<wa::Message>,
 }

@@ -1,5 +1,7 @@
 //! The media host, as an HTTP client that needs no network.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use async_trait::async_trait;
 use wacore::net::{HttpClient, HttpRequest, HttpResponse};
@@ -20,6 +22,11 @@ impl MediaHost {
     /// Answers the next requests with these status codes instead of files.
     pub fn fail_next(&self, codes: &[u16]) {
         self.double.with(|state| state.blobs.failures.extend(codes));
+    }
+
+    /// Lets each request take that long.
+    pub fn set_delay(&self, delay: Duration) {
+        self.double.with(|state| state.blobs.delay = delay);
     }
 
     /// Answers with files again.
@@ -45,6 +52,10 @@ impl MediaHost {
 impl HttpClient for MediaHost {
     async fn execute(&self, request: HttpRequest) -> Result<HttpResponse> {
         let path = path_of(&request.url).to_owned();
+        let delay = self.double.with(|state| state.blobs.delay);
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
         let (status_code, body) = self.double.with(|state| state.blobs.fetch(&path));
         Ok(HttpResponse { status_code, body })
     }

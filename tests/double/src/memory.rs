@@ -32,8 +32,8 @@ impl TransportFactory for MemoryTransport {
         let (to_server, incoming) = unbounded_channel();
         let (outgoing, mut from_server) = unbounded_channel();
         let (events, received) = async_channel::unbounded();
-        tokio::spawn(wire::serve(self.double.clone(), incoming, outgoing));
-        tokio::spawn(async move {
+        self.double.spawn(wire::serve(self.double.clone(), incoming, outgoing));
+        self.double.spawn(async move {
             let _ = events.try_send(TransportEvent::Connected);
             while let Some(outgoing) = from_server.recv().await {
                 let (event, last) = match outgoing {

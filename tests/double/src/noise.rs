@@ -63,15 +63,16 @@ pub(crate) struct Pending {
 }
 
 /// Answers a ClientHello. `own` is the static key of seeded devices; everybody else is shown the
-/// published chain.
-pub(crate) fn answer_hello(own: &KeyPair, frame: &[u8]) -> Result<Reply> {
+/// published chain, or a `forged` one for that key.
+pub(crate) fn answer_hello(own: &KeyPair, forged: bool, frame: &[u8]) -> Result<Reply> {
+    let presented = if forged { Static::Own(own) } else { Static::Published };
     let hello = HandshakeMessage::decode_from_slice(frame)?
         .client_hello
         .into_option()
         .context("the first frame is not a ClientHello")?;
     let client_ephemeral = key(hello.ephemeral.as_deref())?;
     let (Some(encrypted_static), Some(encrypted_payload)) = (hello.r#static, hello.payload) else {
-        return present_chain(Handshake::Xx, &client_ephemeral);
+        return present_chain(presented, Handshake::Xx, &client_ephemeral);
     };
     for static_key in [Static::Own(own), Static::Published] {
         let attempt =
@@ -80,7 +81,7 @@ pub(crate) fn answer_hello(own: &KeyPair, frame: &[u8]) -> Result<Reply> {
             return Ok(Reply::Finished(hello, Box::new(session)));
         }
     }
-    present_chain(Handshake::XxFallback, &client_ephemeral)
+    present_chain(presented, Handshake::XxFallback, &client_ephemeral)
 }
 
 impl Pending {
@@ -155,7 +156,11 @@ fn finish_ik(
     Ok(Some((hello, session(Handshake::Ik, noise, client_static, &payload)?)))
 }
 
-fn present_chain(handshake: Handshake, client_ephemeral: &[u8; 32]) -> Result<Reply> {
+fn present_chain(
+    presented: Static<'_>,
+    handshake: Handshake,
+    client_ephemeral: &[u8; 32],
+) -> Result<Reply> {
     ensure!(chain::install(), "a crypto provider was in place before the double was created");
     let pattern = match handshake {
         Handshake::Xx => NOISE_PATTERN_XX,
@@ -168,9 +173,12 @@ fn present_chain(handshake: Handshake, client_ephemeral: &[u8; 32]) -> Result<Re
     noise.authenticate(client_ephemeral);
     noise.authenticate(&server_ephemeral);
     noise.mix_shared_secret(ephemeral.private_key.serialize(), client_ephemeral)?;
-    let encrypted_static = noise.encrypt(&chain::STATIC_KEY)?;
-    Static::Published.mix(&mut noise, client_ephemeral)?;
-    let certificate = noise.encrypt(&chain::CERTIFICATE_CHAIN)?;
+    let encrypted_static = noise.encrypt(&presented.public())?;
+    presented.mix(&mut noise, client_ephemeral)?;
+    let certificate = match presented {
+        Static::Own(_) => noise.encrypt(&chain::forged_for(&presented.public()))?,
+        Static::Published => noise.encrypt(&chain::CERTIFICATE_CHAIN)?,
+    };
     let hello = server_hello(ServerHello {
         ephemeral: Some(server_ephemeral.to_vec()),
         r#static: Some(encrypted_static),

@@ -137,9 +137,14 @@ impl State {
             hmac: Some(mac.finalize().into_bytes().to_vec()),
             account_type: None,
         };
+        let props = wa::ClientPairingProps {
+            is_chat_db_lid_migrated: Some(owner.lid_migrated),
+            ..Default::default()
+        };
         let success = NodeBuilder::new("pair-success")
             .children([
                 leaf("device-identity", container.encode_to_vec()),
+                leaf("client-props", props.encode_to_vec()),
                 NodeBuilder::new("platform").attr("name", "android").build(),
                 NodeBuilder::new("device")
                     .attr("jid", owner.pn.with_device(device))

@@ -5,20 +5,22 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use buffa::{Message, MessageField};
-use wacore_binary::Jid;
+use wacore_binary::builder::NodeBuilder;
+use wacore_binary::{Jid, SERVER_JID};
 use waproto::whatsapp as wa;
 use waproto::whatsapp::history_sync::HistorySyncType;
 use waproto::whatsapp::message::peer_data_operation_request_response_message::PeerDataOperationResult;
 use waproto::whatsapp::message::peer_data_operation_request_response_message::peer_data_operation_result::PlaceholderMessageResendResponse;
 use waproto::whatsapp::message::protocol_message::Type;
 
+use crate::app_state::AppState;
 use crate::contact::now;
 use crate::delivery::{Destination, Letter, Sender};
 use crate::history::{Chat, Stored, Via};
 use crate::log::{HistoryRequest, Seen};
 use crate::server::State;
 use crate::signal::SignalDevice;
-use crate::{Double, text};
+use crate::{Contact, Double, text};
 
 /// What a phone does with an on-demand history request
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +46,7 @@ pub struct Phone {
 
 pub(crate) struct PhoneState {
     pub(crate) signal: SignalDevice,
+    pub(crate) app_state: AppState,
     /// Ground truth, by chat id in its phone number form
     pub(crate) chats: BTreeMap<String, Chat>,
     /// What to do with the next requests, before the default applies
@@ -72,6 +75,7 @@ impl PhoneState {
     pub(crate) fn new() -> Self {
         Self {
             signal: SignalDevice::new(),
+            app_state: AppState::new(),
             chats: BTreeMap::new(),
             answers: VecDeque::new(),
             answer: Answer::Once,
@@ -127,6 +131,53 @@ impl Phone {
     /// Names a chat, as the address book does.
     pub fn name_chat(&self, chat: &Jid, name: &str) {
         self.double.with(|state| state.chat(&self.account, chat).name = Some(name.to_owned()));
+    }
+
+    /// Enters somebody into the address book, and tells the companions.
+    pub fn add_to_address_book(&self, contact: &Contact, full_name: &str) {
+        self.name_chat(contact.pn(), full_name);
+        let value = wa::SyncActionValue {
+            timestamp: Some(wacore::time::now_millis()),
+            contact_action: MessageField::some(wa::sync_action_value::ContactAction {
+                full_name: Some(full_name.to_owned()),
+                first_name: full_name.split(' ').next().map(str::to_owned),
+                lid_jid: Some(contact.lid().to_string()),
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let index = format!(r#"["contact","{}"]"#, contact.pn());
+        self.set_state("critical_unblock_low", &index, &value, 2);
+    }
+
+    /// Sets an entry of the application state, and tells the companions. `index` is the JSON array
+    /// that names the entry, `schema` the version of its format.
+    pub fn set_state(
+        &self,
+        collection: &str,
+        index: &str,
+        value: &wa::SyncActionValue,
+        schema: i32,
+    ) {
+        self.double.with(|state| {
+            let phone = &mut state.account(&self.account).phone;
+            let version = phone
+                .app_state
+                .set(collection, index, value, schema)
+                .expect("the phone's own patch continues its own state");
+            let changed = NodeBuilder::new("collection")
+                .attr("name", collection)
+                .attr("version", version)
+                .build();
+            let notification = NodeBuilder::new("notification")
+                .attr("from", SERVER_JID)
+                .attr("id", state.new_id())
+                .attr("t", now())
+                .attr("type", "server_sync")
+                .children([changed])
+                .build();
+            state.post_plain(&self.account, &notification);
+        });
     }
 
     /// Lets on-demand pages of a chat reach back no further than its newest `count` messages.
@@ -242,18 +293,27 @@ impl State {
         self.chat(account, chat).insert(stored);
     }
 
-    /// Gives a freshly paired companion the keys of the application state.
+    /// Sends a companion that has just uploaded keys what has waited for them, and first of all,
+    /// after pairing, the keys of the application state.
     pub(crate) fn greet(&mut self, account: &str, device: u16) {
         let Some(companion) = self.account(account).companions.get_mut(&device) else { return };
-        if !std::mem::take(&mut companion.fresh) {
-            return;
+        let waiting = std::mem::take(&mut companion.waiting);
+        if std::mem::take(&mut companion.fresh) {
+            self.share_key(account, device);
         }
+        for letter in waiting {
+            self.post_to(account, device, &Sender::Phone, &letter);
+        }
+    }
+
+    fn share_key(&mut self, account: &str, device: u16) {
+        let AppState { key_id, key, .. } = &self.account(account).phone.app_state;
         let key = wa::message::AppStateSyncKey {
             key_id: MessageField::some(wa::message::AppStateSyncKeyId {
-                key_id: Some(vec![0, 0, 0, 0, 0, 1]),
+                key_id: Some(key_id.clone()),
             }),
             key_data: MessageField::some(wa::message::AppStateSyncKeyData {
-                key_data: Some(vec![7; 32]),
+                key_data: Some(key.to_vec()),
                 fingerprint: MessageField::some(wa::message::AppStateSyncKeyFingerprint {
                     raw_id: Some(1),
                     current_index: Some(device.into()),

@@ -1,28 +1,31 @@
 //! Stanzas that a companion has not yet confirmed.
 
-use std::collections::VecDeque;
+use std::collections::BTreeMap;
 
 use wacore_binary::Node;
 
-use crate::server::ConnectionId;
 use crate::stanza::attribute;
 
 /// What the server owes one companion, in order. An entry leaves only when it is confirmed, so a
 /// new connection gets all that an earlier one did not confirm.
 #[derive(Default)]
 pub(crate) struct Queue {
-    entries: VecDeque<Entry>,
-}
-
-pub(crate) struct Entry {
-    pub(crate) stanza: Node,
-    /// The connection it was last written to
-    pub(crate) sent_on: Option<ConnectionId>,
+    /// By sequence number
+    entries: BTreeMap<u64, Node>,
+    /// Sequence numbers by stanza id, which need not be unique
+    by_id: BTreeMap<String, Vec<u64>>,
+    /// The next sequence number to give out
+    next: u64,
+    /// Everything below this was written to the current connection
+    written: u64,
 }
 
 impl Queue {
     pub(crate) fn push(&mut self, stanza: Node) {
-        self.entries.push_back(Entry { stanza, sent_on: None });
+        let id = attribute(&stanza, "id").unwrap_or_default();
+        self.by_id.entry(id).or_default().push(self.next);
+        self.entries.insert(self.next, stanza);
+        self.next += 1;
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -30,38 +33,40 @@ impl Queue {
     }
 
     pub(crate) fn ids(&self) -> Vec<String> {
-        self.entries.iter().filter_map(|entry| attribute(&entry.stanza, "id")).collect()
+        self.entries.values().filter_map(|stanza| attribute(stanza, "id")).collect()
     }
 
-    /// Up to `limit` stanzas that were not written to this connection; they count as written now.
-    pub(crate) fn take_unsent(&mut self, connection: ConnectionId, limit: usize) -> Vec<Node> {
-        self.entries
-            .iter_mut()
-            .filter(|entry| entry.sent_on != Some(connection))
-            .take(limit)
-            .map(|entry| {
-                entry.sent_on = Some(connection);
-                entry.stanza.clone()
-            })
-            .collect()
+    /// Up to `limit` stanzas that were not written to the current connection; they count as written
+    /// now.
+    pub(crate) fn take_unwritten(&mut self, limit: usize) -> Vec<Node> {
+        let taken: Vec<_> = self.entries.range(self.written..).take(limit).collect();
+        let stanzas = taken.iter().map(|(_, stanza)| (*stanza).clone()).collect();
+        self.written = taken.last().map_or(self.next, |(sequence, _)| **sequence + 1);
+        stanzas
     }
 
-    pub(crate) fn has_unsent(&self, connection: ConnectionId) -> bool {
-        self.entries.iter().any(|entry| entry.sent_on != Some(connection))
+    pub(crate) fn has_unwritten(&self) -> bool {
+        self.entries.range(self.written..).next().is_some()
     }
 
-    /// Forgets on which connection things were written, so that they are written again.
+    /// Starts over, as a new connection does.
     pub(crate) fn rewind(&mut self) {
-        for entry in &mut self.entries {
-            entry.sent_on = None;
-        }
+        self.written = 0;
     }
 
-    /// Removes the stanzas that `confirmed` accepts; returns how many.
-    pub(crate) fn confirm(&mut self, confirmed: impl Fn(&Node) -> bool) -> usize {
-        let before = self.entries.len();
-        self.entries.retain(|entry| !confirmed(&entry.stanza));
-        before - self.entries.len()
+    /// Removes the stanzas with this id that `confirmed` accepts.
+    pub(crate) fn confirm(&mut self, id: &str, confirmed: impl Fn(&Node) -> bool) {
+        let Some(sequences) = self.by_id.get_mut(id) else { return };
+        sequences.retain(|sequence| {
+            let keep = !confirmed(&self.entries[sequence]);
+            if !keep {
+                self.entries.remove(sequence);
+            }
+            keep
+        });
+        if sequences.is_empty() {
+            self.by_id.remove(id);
+        }
     }
 }
 
@@ -72,36 +77,43 @@ mod tests {
 
     fn queue(ids: &[&str]) -> Queue {
         let mut queue = Queue::default();
-        for id in ids {
-            queue.push(NodeBuilder::new("message").attr("id", *id).build());
+        for (number, id) in ids.iter().enumerate() {
+            queue.push(NodeBuilder::new("message").attr("id", *id).attr("n", number).build());
         }
         queue
     }
 
-    fn id(node: &Node) -> String {
-        attribute(node, "id").unwrap()
+    fn numbers(nodes: &[Node]) -> Vec<String> {
+        nodes.iter().filter_map(|node| attribute(node, "n")).collect()
     }
 
     #[test]
     fn a_new_connection_gets_what_was_not_confirmed() {
         let mut queue = queue(&["a", "b", "c"]);
-        let (first, second) = (ConnectionId(1), ConnectionId(2));
-        assert_eq!(queue.take_unsent(first, 10).len(), 3);
-        assert!(!queue.has_unsent(first));
-        assert_eq!(queue.confirm(|node| id(node) == "b"), 1);
-
-        let again: Vec<_> = queue.take_unsent(second, 10).iter().map(id).collect();
-        assert_eq!(again, ["a", "c"]);
+        assert_eq!(queue.take_unwritten(10).len(), 3);
+        assert!(!queue.has_unwritten());
+        queue.confirm("b", |_| true);
+        queue.rewind();
+        assert_eq!(numbers(&queue.take_unwritten(10)), ["0", "2"]);
+        assert_eq!(queue.ids(), ["a", "c"]);
     }
 
     #[test]
     fn batches_keep_the_order() {
         let mut queue = queue(&["a", "b", "c"]);
-        let connection = ConnectionId(1);
-        let ids = |nodes: Vec<Node>| nodes.iter().map(id).collect::<Vec<_>>();
-        assert_eq!(ids(queue.take_unsent(connection, 2)), ["a", "b"]);
-        assert_eq!(ids(queue.take_unsent(connection, 2)), ["c"]);
-        queue.rewind();
-        assert_eq!(ids(queue.take_unsent(connection, 9)), ["a", "b", "c"]);
+        assert_eq!(numbers(&queue.take_unwritten(2)), ["0", "1"]);
+        queue.push(NodeBuilder::new("message").attr("id", "d").attr("n", 3).build());
+        assert_eq!(numbers(&queue.take_unwritten(2)), ["2", "3"]);
+        assert!(queue.take_unwritten(2).is_empty());
+    }
+
+    #[test]
+    fn equal_ids_are_told_apart() {
+        let mut queue = queue(&["same", "same"]);
+        queue.confirm("same", |node| attribute(node, "n").as_deref() == Some("1"));
+        assert_eq!(numbers(&queue.take_unwritten(9)), ["0"]);
+        queue.confirm("other", |_| true);
+        queue.confirm("same", |_| true);
+        assert_eq!(queue.len(), 0);
     }
 }

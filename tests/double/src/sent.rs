@@ -39,7 +39,10 @@ impl State {
                 Ok(message) if attribute(node, "category").as_deref() == Some("peer") => {
                     self.peer_message(&account, device, &stanza, &message);
                 }
-                Ok(message) => self.deliver_sent(&account, &stanza, recipient, &group, message),
+                Ok(message) => {
+                    let recipient = self.directory.key(&recipient);
+                    self.deliver_sent(&account, &stanza, recipient, &to, message);
+                }
                 Err(error) => {
                     let error = format!("{error:#}");
                     self.saw(&account, Seen::Unreadable { id: stanza.clone(), error });
@@ -76,7 +79,7 @@ impl State {
         account: &str,
         id: &str,
         recipient: Jid,
-        group: &Option<Jid>,
+        to: &Jid,
         message: wa::Message,
     ) {
         if let Some(copy) = message.device_sent_message.as_option() {
@@ -88,7 +91,7 @@ impl State {
             }
         }
         let message = Box::new(message);
-        let sent = SentMessage { id: id.to_owned(), recipient, group: group.clone(), message };
+        let sent = SentMessage { id: id.to_owned(), recipient, to: to.clone(), message };
         self.saw(account, Seen::Message(sent));
     }
 
@@ -110,9 +113,9 @@ impl State {
                     if member == account {
                         self.keep_own(account, id, group, message.clone());
                     }
-                    let group = Some(group.clone());
+                    let to = group.clone();
                     let message = Box::new(message);
-                    let sent = SentMessage { id: id.to_owned(), recipient, group, message };
+                    let sent = SentMessage { id: id.to_owned(), recipient, to, message };
                     self.saw(account, Seen::Message(sent));
                 }
                 Err(error) => {

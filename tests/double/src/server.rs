@@ -5,6 +5,7 @@ use std::sync::Weak;
 use std::time::Duration;
 
 use rand::RngExt;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedSender;
 use wacore_binary::builder::NodeBuilder;
 use wacore_binary::{Jid, Node};
@@ -46,9 +47,13 @@ pub(crate) struct State {
     /// While true, nobody can connect
     pub(crate) unreachable: bool,
     pub(crate) static_key: KeyPair,
+    pub(crate) forged_chain: bool,
+    /// How many handshakes failed or were given up by the client
+    pub(crate) abandoned: usize,
     last_id: u64,
     run: u32,
     this: Weak<World>,
+    runtime: Handle,
 }
 
 pub(crate) struct AccountState {
@@ -58,6 +63,8 @@ pub(crate) struct AccountState {
     pub(crate) companions: BTreeMap<u16, CompanionState>,
     pub(crate) last_device: u16,
     pub(crate) log: Vec<Seen>,
+    /// Whether its companions address chats by LID
+    pub(crate) lid_migrated: bool,
     /// What logins are answered with instead of success
     pub(crate) refusal: Option<Node>,
 }
@@ -69,8 +76,10 @@ pub(crate) struct CompanionState {
     pub(crate) keys: Option<KeyBundle>,
     pub(crate) queue: Queue,
     pub(crate) connection: Option<ConnectionId>,
-    /// What was sent and may be asked for again, by message id and sender
-    pub(crate) letters: BTreeMap<(String, Sender), Letter>,
+    /// What was sent and may be asked for again, by message id
+    pub(crate) letters: BTreeMap<String, Vec<(Sender, Letter)>>,
+    /// What the phone will send once there are keys
+    pub(crate) waiting: Vec<Letter>,
     /// True until the phone has greeted it after pairing
     pub(crate) fresh: bool,
 }
@@ -111,7 +120,7 @@ pub(crate) enum Stage {
 }
 
 impl State {
-    pub(crate) fn new(this: Weak<World>) -> Self {
+    pub(crate) fn new(this: Weak<World>, runtime: Handle) -> Self {
         let mut rng = rand::rng();
         Self {
             accounts: BTreeMap::new(),
@@ -124,9 +133,12 @@ impl State {
             people: BTreeMap::new(),
             unreachable: false,
             static_key: KeyPair::generate(&mut rng),
+            forged_chain: false,
+            abandoned: 0,
             last_id: 0,
             run: rng.random(),
             this,
+            runtime,
         }
     }
 
@@ -147,7 +159,7 @@ impl State {
     /// Does something later, on the clock of the tokio runtime.
     pub(crate) fn after(&self, delay: Duration, action: impl FnOnce(&mut Self) + Send + 'static) {
         let world = self.this.clone();
-        tokio::spawn(async move {
+        self.runtime.spawn(async move {
             tokio::time::sleep(delay).await;
             if let Some(world) = world.upgrade() {
                 world.with(action);
@@ -190,6 +202,7 @@ impl State {
         }
         match self.faults.strike(Side::FromClient, node) {
             None | Some(Effect::Corrupt) => self.process(id, node),
+            Some(Effect::Cut) => self.close(id, DisconnectReason::StreamEnded),
             Some(Effect::Delay(delay)) => {
                 let node = node.clone();
                 self.after(delay, move |state| state.process(id, &node));
@@ -207,6 +220,7 @@ impl State {
         match self.faults.strike(Side::ToClient, &node) {
             None => self.write(id, node),
             Some(Effect::Corrupt) => self.write(id, corrupted(&node)),
+            Some(Effect::Cut) => self.close(id, DisconnectReason::StreamEnded),
             Some(Effect::Delay(delay)) => {
                 self.after(delay, move |state| state.write(id, node));
             }
@@ -280,6 +294,7 @@ impl State {
             .attr("props", "27")
             .build();
         if let Some(replaced) = replaced {
+            self.saw(user, Seen::Replaced { device });
             self.end_stream(replaced, stream_error(None, Some("replaced")));
         }
         if let Some(connection) = self.connections.get_mut(&id) {
@@ -313,8 +328,8 @@ impl State {
         };
         let count = attribute(batch, "count").and_then(|count| count.parse().ok()).unwrap_or(200);
         let Some(companion) = self.account(&account).companions.get_mut(&device) else { return };
-        let mut stanzas: VecDeque<Node> = companion.queue.take_unsent(id, count).into();
-        let more = companion.queue.has_unsent(id);
+        let mut stanzas: VecDeque<Node> = companion.queue.take_unwritten(count).into();
+        let more = companion.queue.has_unwritten();
         while let Some(mut stanza) = stanzas.pop_front() {
             stanza.attrs.insert("offline", "1");
             self.send(id, stanza);
@@ -358,6 +373,7 @@ impl CompanionState {
             queue: Queue::default(),
             connection: None,
             letters: BTreeMap::new(),
+            waiting: Vec::new(),
             fresh: false,
         }
     }

@@ -42,6 +42,7 @@ pub(crate) async fn serve(
     let session = match handshake(&double, &mut frames, &mut incoming, &outgoing).await {
         Ok(session) => session,
         Err(error) => {
+            double.with(|state| state.abandoned += 1);
             let reason = DisconnectReason::ReadError(format!("handshake refused: {error:#}"));
             let _ = outgoing.send(Outgoing::Closed(reason));
             return;
@@ -58,7 +59,8 @@ async fn handshake(
     outgoing: &UnboundedSender<Outgoing>,
 ) -> Result<Session> {
     let hello = frames.next(incoming).await?;
-    match noise::answer_hello(&double.static_key(), &hello)? {
+    let (static_key, forged) = double.identity();
+    match noise::answer_hello(&static_key, forged, &hello)? {
         Reply::Finished(answer, session) => {
             outgoing.send(Outgoing::Data(encode_frame(&answer, None)?.into()))?;
             Ok(*session)

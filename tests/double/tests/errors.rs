@@ -21,6 +21,8 @@ async fn a_second_connection_replaces_the_first() {
     saw(&first, "StreamReplaced", |event| matches!(event, Event::StreamReplaced(_))).await;
     first.ended().await;
     second.connected().await;
+    let replaced = |seen: &Seen| matches!(seen, Seen::Replaced { device: 1 });
+    assert_eq!(account.log().iter().filter(|seen| replaced(seen)).count(), 1);
     let id = account.contact("15550000002", "102").text("to the second");
     second.message(&id).await;
     account.wait_drained().await;

@@ -3,7 +3,7 @@ use waproto::whatsapp as wa;
 use waproto::whatsapp::history_sync::HistorySyncType;
 use whatsapp_double::{Seen, Via};
 
-use crate::harness::{Client, world};
+use crate::harness::{Client, empty_backend, world};
 
 /// Every history sync so far, decoded.
 async fn syncs(client: &Client, count: usize) -> Vec<wa::HistorySync> {
@@ -111,5 +111,24 @@ async fn a_file_that_is_gone_is_lost_after_its_receipt() {
     double.media().heal();
     phone.send_all_history(1, Via::Inline);
     assert_eq!(syncs(&client, 1).await.len(), 1, "only the second one");
+    client.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn history_follows_a_pairing_as_soon_as_there_are_keys() {
+    let (double, account) = world();
+    let contact = account.contact("15550000002", "102");
+    account.phone().keep_texts(contact.pn(), "m", 1_700_000_000, 25);
+    let client = Client::start(&double, empty_backend()).await;
+    let code = client.wait("a QR code", |event| match event {
+        Event::PairingQrCode(qr) => Some(qr.code.clone()),
+        _ => None,
+    });
+    account.scan(&code.await).unwrap();
+    account.wait("the device", |seen| matches!(seen, Seen::Paired { .. }).then_some(())).await;
+    account.phone().send_all_history(1, Via::Blob);
+    assert_eq!(messages(&syncs(&client, 1).await[0]), 25);
+    client.connected().await;
+    account.wait_drained().await;
     client.stop().await;
 }

@@ -108,3 +108,33 @@ async fn a_stanza_of_the_tests_own_making_waits_for_its_acknowledgement() {
     account.wait_drained().await;
     client.stop().await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_address_book_reaches_a_device_early_and_late() {
+    let (double, account) = world();
+    let anna = account.contact("15550000002", "102");
+    let ben = account.contact("15550000003", "103");
+    account.phone().add_to_address_book(&anna, "Anna Example");
+    let client = Client::start(&double, empty_backend()).await;
+    let code = client.wait("a QR code", |event| match event {
+        Event::PairingQrCode(qr) => Some(qr.code.clone()),
+        _ => None,
+    });
+    account.scan(&code.await).unwrap();
+    client.connected().await;
+    account.phone().add_to_address_book(&ben, "Ben Example");
+    account.phone().add_to_address_book(&anna, "Anna Renamed");
+    for (contact, name) in [(&anna, "Anna Example"), (&ben, "Ben Example"), (&anna, "Anna Renamed")]
+    {
+        client
+            .wait(name, |event| match event {
+                Event::ContactUpdate(update) => (update.jid == *contact.pn()
+                    && update.action.full_name.as_deref() == Some(name))
+                .then_some(()),
+                _ => None,
+            })
+            .await;
+    }
+    account.wait_drained().await;
+    client.stop().await;
+}

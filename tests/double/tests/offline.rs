@@ -77,7 +77,7 @@ async fn what_was_not_committed_comes_again() {
 
     let id = contact.text("hold on");
     commits.asked(1).await;
-    assert_eq!(account.unconfirmed(), [id.clone()]);
+    assert_eq!(account.unconfirmed(), [id.as_str()]);
     account.cut(DisconnectReason::StreamEnded);
     client.message(&id).await;
     account.wait_drained().await;
@@ -102,6 +102,45 @@ async fn a_lost_receipt_brings_the_message_back() {
     client.stop().await;
 }
 
+/// In real time: the client lives on a runtime of its own, which is torn down under it.
+#[tokio::test]
+async fn a_client_that_dies_at_any_moment_loses_nothing() {
+    let (double, account) = world();
+    let contact = account.contact("15550000002", "102");
+    let backend = empty_backend();
+    account.seed(&backend).await.unwrap();
+    let commits = Arc::new(Commits::default());
+    let mut expected = Vec::new();
+    for life in 0..9 {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let hook: Arc<dyn InboundDurabilityHook> = commits.clone();
+        let backend = backend.clone();
+        let options = Options { backend, transport: double.transport(), hook: Some(hook) };
+        let started = double.clone();
+        let client = runtime.spawn(async move { Client::start_with(&started, options).await });
+        let client = client.await.unwrap();
+        client.connected().await;
+        let before = commits.times();
+        for index in 0..5 {
+            let text = format!("life {life} text {index}");
+            contact.text(&text);
+            expected.push(text);
+        }
+        commits.asked(before + life % 3).await;
+        runtime.shutdown_background();
+        drop(client);
+        account.wait_gone().await;
+    }
+    let client = Client::start(&double, backend).await;
+    account.wait_drained().await;
+    let mut received = commits.committed();
+    received.extend(client.texts_so_far());
+    received.sort();
+    received.dedup();
+    assert_eq!(received, expected);
+    client.stop().await;
+}
+
 /// A store that commits or refuses as told, and commits once it has run out of instructions
 #[derive(Default)]
 struct Commits {
@@ -113,6 +152,10 @@ struct Commits {
 impl Commits {
     async fn asked(&self, times: usize) {
         self.asked.subscribe().wait_for(|asked| *asked >= times).await.unwrap();
+    }
+
+    fn times(&self) -> usize {
+        *self.asked.borrow()
     }
 
     fn committed(&self) -> Vec<String> {

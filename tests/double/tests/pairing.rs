@@ -91,6 +91,17 @@ async fn a_wrong_code_links_nothing() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_forged_certificate_chain_is_not_accepted() {
+    let (double, account) = world();
+    double.forge_certificates();
+    let client = Client::start(&double, empty_backend()).await;
+    double.wait_abandoned(2).await;
+    assert!(!client.events().iter().any(|event| matches!(**event, Event::PairingQrCode(_))));
+    assert!(account.log().is_empty());
+    client.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn only_a_code_on_show_can_be_scanned() {
     let (double, account) = world();
     let client = Client::start(&double, empty_backend()).await;

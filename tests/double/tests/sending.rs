@@ -1,7 +1,7 @@
 use wacore::types::events::Event;
 use wacore::types::presence::ReceiptType;
 use wacore_binary::Jid;
-use whatsapp_double::{Account, Seen, SentMessage, text};
+use whatsapp_double::{Account, Addressing, Seen, SentMessage, text};
 
 use crate::harness::{Client, world};
 
@@ -90,5 +90,25 @@ async fn a_group_text_reaches_every_member() {
                 .await;
         }
     }
+    client.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_migrated_account_writes_to_lids() {
+    let (double, account) = world();
+    account.migrate_to_lids();
+    let contact = account.contact("15550000002", "102");
+    contact.set_addressing(Addressing::Lid);
+    let client = Client::seeded(&double, &account).await;
+    client.connected().await;
+    let question = contact.text("question");
+    client.message(&question).await;
+    let sent = client.api().send_message(contact.pn().clone(), text("answer")).await.unwrap();
+    let arrived = received(&account, &sent.message_id, contact.pn()).await;
+    assert_eq!(arrived.to, *contact.lid(), "the client rewrote the address");
+    received(&account, &sent.message_id, account.pn()).await;
+    assert_eq!(account.phone().chat(contact.pn()).messages.len(), 2, "still one chat");
+    contact.deliver(&sent.message_id);
+    account.wait_drained().await;
     client.stop().await;
 }
