@@ -292,9 +292,10 @@ impl World {
     fn start(&mut self, instance: u8) {
         let Some(i) = self.hosts.iter().position(|host| host.plan.id == instance) else { return };
         let host = &mut self.hosts[i];
-        if host.current.is_some() {
+        if host.current.is_some() || self.is_kept_down(instance) {
             return;
         }
+        let host = &mut self.hosts[i];
         let number = self.processes.len() as u32;
         host.current = Some(number);
         host.starts += 1;
@@ -501,13 +502,22 @@ impl World {
         process.outputs.clear();
         process.jobs.clear();
         let disturbed = process.stop_disturbed;
+        let instance = process.instance;
         let gateway = std::mem::take(&mut process.gateway);
         self.hosts[process.host].current = None;
         for (account, connection) in gateway.connections() {
             self.net.close(account, ConnKey { process: p, request: connection });
         }
+        // Whoever keeps processes running starts another one, unless it is meant to be down.
+        self.queue.push(self.now.after(1_000), Ev::Start(instance));
         self.checker.ended(self.now, p, graceful, disturbed);
         self.trace.note(self.now, || Entry::Ended { process: p, graceful });
+    }
+
+    fn is_kept_down(&self, instance: u8) -> bool {
+        [Kind::Crash, Kind::HostReboot { ms: 0 }, Kind::Stop]
+            .iter()
+            .any(|kind| self.faults.on(*kind, instance, NOBODY))
     }
 
     fn fault(&mut self, i: u32, on: bool) {
@@ -611,6 +621,7 @@ impl World {
         if self.processes[p as usize].state == State::Dead {
             return;
         }
+        self.processes[p as usize].stop_disturbed = false;
         self.checker.stopping(self.now, p);
         let policy = &self.hosts[self.processes[p as usize].host].policy;
         let patience = policy.stop_timeout.as_millis() as u64 * 3;
@@ -626,6 +637,7 @@ impl World {
         match process.state {
             State::Dead => {}
             State::Paused(until) => {
+                process.stop_disturbed = true;
                 // A signal waits for its process.
                 let step = gateway::Step::Command(id, command);
                 self.queue.push(until, Ev::Gateway(p, step));

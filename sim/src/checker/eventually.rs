@@ -69,7 +69,7 @@ impl Checker {
         }
         if at >= settled {
             self.finish_connections(at, net);
-            self.finish_runs(at, store);
+            self.finish_runs(at, store, net);
             self.finish_load(at);
             self.finish_turns(at, settled, net);
             self.finish_holes(at, scenario, settled, store, net);
@@ -87,9 +87,21 @@ impl Checker {
         }
     }
 
-    /// L2: no account says that a run is under way unless one holds its lease.
-    fn finish_runs(&mut self, at: Real, store: &SimStore) {
+    /// L2: no account says that a run is under way unless one holds its lease; judged where a tick
+    /// could have repaired it, on accounts that have been connected for long enough.
+    fn finish_runs(&mut self, at: Real, store: &SimStore, net: &WhatsApp) {
+        let auto = &self.policy.auto_backfill;
+        let turns = self.turns();
+        let wait = auto.backoff.as_millis() as u64
+            + turns * auto.interval.as_millis() as u64
+            + self.accounts.len() as u64 * auto.lease.as_millis() as u64;
         for position in 0..self.accounts.len() {
+            let since = self.accounts[position].connection.map(|(_, since)| since);
+            if !self.is_served(position as u16, net)
+                || since.is_none_or(|since| since.max(self.quiet_from).after(wait) > at)
+            {
+                continue;
+            }
             let id = &self.ids[position];
             let Some(doc) = store.document(&id.path()) else { continue };
             if doc.bool("lastAutoBackfillStatus.running") != Some(true) {
@@ -120,6 +132,12 @@ impl Checker {
         }
     }
 
+    /// Ticks that it takes to serve all accounts, and two more.
+    fn turns(&self) -> u64 {
+        let most = u64::from(self.policy.auto_backfill.max_accounts_per_tick);
+        (self.accounts.len() as u64).div_ceil(most) + 2
+    }
+
     /// L4: an account that is connected and eligible all the time gets a backfill within the ticks
     /// that it takes to serve all accounts, and two more; each may wait for a run before it.
     fn finish_turns(&mut self, at: Real, settled: Real, net: &WhatsApp) {
@@ -127,8 +145,7 @@ impl Checker {
         if !auto.enabled {
             return;
         }
-        let turns =
-            (self.accounts.len() as u64).div_ceil(u64::from(auto.max_accounts_per_tick)) + 2;
+        let turns = self.turns();
         let wait = auto.cooldown.max(auto.backoff).as_millis() as u64
             + turns * auto.interval.as_millis() as u64
             + self.accounts.len() as u64 * auto.lease.as_millis() as u64;

@@ -92,6 +92,7 @@ impl World {
         }
         let (fate, delay) = self.fate(p, is_commit);
         let process = &mut self.processes[p as usize];
+        process.stop_disturbed |= !matches!(fate, Fate::Usual) || delay > 500;
         let policy = &self.hosts[process.host].policy;
         let timeout = if is_commit { policy.write_timeout } else { policy.read_timeout };
         let timeout = timeout.as_millis() as u64;
