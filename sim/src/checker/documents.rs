@@ -376,7 +376,7 @@ pub(super) fn is_live(lease: &Document, now: StoreTime) -> bool {
 
 /// Who holds a run's lease.
 pub(super) fn holder(lease: &Document) -> Option<&str> {
-    lease.str("boot").filter(|boot| !boot.is_empty())
+    lease.str("owner").filter(|owner| !owner.is_empty())
 }
 
 fn epoch(doc: &Document) -> u64 {
