@@ -42,8 +42,8 @@ pub(super) async fn random_histories_match_the_simulated_store<F: Fixture>(
 struct Pair<S> {
     store: S,
     model: SimStore,
-    /// The model's versions and what the store calls them
-    versions: BTreeMap<Version, Version>,
+    /// Per document the model's versions and what the store calls them
+    versions: BTreeMap<DocPath, BTreeMap<Version, Version>>,
 }
 
 impl<S: Store> Pair<S> {
@@ -51,8 +51,9 @@ impl<S: Store> Pair<S> {
         for write in &mut writes {
             if let Precondition::Version(_) = write.precondition {
                 let current = self.model.document(&write.path).map(|doc| doc.version);
-                let any = draw.pick(&self.versions.keys().copied().collect::<Vec<_>>());
-                // Mostly the document's own version, sometimes one that was somebody's once.
+                let any = self.versions.get(&write.path).into_iter().flat_map(BTreeMap::keys);
+                let any = draw.pick(&any.copied().collect::<Vec<_>>());
+                // Mostly the document's own version, sometimes one that it once had.
                 write.precondition = match (current, any) {
                     (Some(v), _) if draw.below(4) > 0 => Precondition::Version(v),
                     (_, Some(v)) => Precondition::Version(v),
@@ -63,7 +64,7 @@ impl<S: Store> Pair<S> {
         let mut theirs = writes.clone();
         for write in &mut theirs {
             if let Precondition::Version(v) = &mut write.precondition {
-                *v = self.versions[v];
+                *v = self.versions[&write.path][v];
             }
         }
         let expected = self.model.commit(StoreTime::EPOCH, &writes);
@@ -73,7 +74,8 @@ impl<S: Store> Pair<S> {
                     if let (Some(ours), Some(theirs)) =
                         (ours.versions[index], theirs.versions[index])
                     {
-                        let known = self.versions.insert(ours, theirs);
+                        let known = self.versions.entry(write.path.clone()).or_default();
+                        let known = known.insert(ours, theirs);
                         assert!(known.is_none_or(|v| v == theirs), "{at}: {write:?}");
                     }
                 }
@@ -108,8 +110,9 @@ impl<S: Store> Pair<S> {
     fn assert_same(&self, ours: Option<&Arc<Document>>, theirs: Option<&Arc<Document>>, at: &str) {
         let ours = ours.map(|d| (&d.path, &d.fields, Some(&d.version)));
         let theirs = theirs.map(|d| (&d.path, &d.fields, Some(&d.version)));
-        let renamed =
-            ours.map(|(path, fields, v)| (path, fields, v.and_then(|v| self.versions.get(v))));
+        let renamed = ours.map(|(path, fields, v)| {
+            (path, fields, v.and_then(|v| self.versions.get(path)?.get(v)))
+        });
         assert_eq!(theirs, renamed, "{at}");
     }
 }
