@@ -206,3 +206,36 @@ fn document(row: &Row<'_>, path: DocPath) -> rusqlite::Result<Document> {
         update_time: StoreTime::from_micros(row.get(2)?),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use backfill_core::doc::CollectionPath;
+
+    #[test]
+    fn the_queries_of_the_inbox_use_an_index() {
+        let inbox = || {
+            Query::all(CollectionPath::root("threads"), 50)
+                .filter("accountId".into(), Comparison::Equal, "a")
+                .order_by("lastMessageAt".into(), Direction::Descending)
+        };
+        let outbox = || {
+            Query::all(CollectionPath::root("outbox"), 50)
+                .filter("status".into(), Comparison::Equal, "queued")
+                .filter("nextAttemptAt".into(), Comparison::LessOrEqual, StoreTime::EPOCH)
+        };
+        let chat = Query::all(CollectionPath::parse("threads/t/messages").unwrap(), 50)
+            .order_by("tsClient".into(), Direction::Descending);
+        let indexed = |query: Query| Plan::new(&query).map(|plan| plan.index);
+        assert_eq!(indexed(chat), Some(0));
+        assert_eq!(indexed(outbox()), Some(1));
+        assert_eq!(
+            indexed(outbox().order_by("nextAttemptAt".into(), Direction::Ascending)),
+            Some(1)
+        );
+        assert_eq!(indexed(inbox()), Some(2));
+        assert_eq!(indexed(inbox().filter("isLid".into(), Comparison::Equal, true)), Some(3));
+        assert_eq!(indexed(inbox().filter("other".into(), Comparison::Equal, true)), None);
+        assert_eq!(indexed(Query::all(CollectionPath::root("outbox"), 50)), None);
+    }
+}

@@ -158,9 +158,9 @@ struct Row {
 }
 
 /// What a write will do, once every precondition of its commit is known to hold.
-enum Change<'a> {
+enum Change {
     Delete(Row),
-    Insert(&'a DocPath, Fields, Version),
+    Insert(Fields, Version),
     Update(Row, Fields, Version),
 }
 
@@ -193,7 +193,7 @@ impl Apply<'_> {
                             changes.push((
                                 write,
                                 match before {
-                                    None => Change::Insert(&write.path, fields, version),
+                                    None => Change::Insert(fields, version),
                                     Some(row) => Change::Update(row, fields, version),
                                 },
                             ));
@@ -231,7 +231,7 @@ impl Apply<'_> {
         &mut self,
         collection: &CollectionPath,
         name: &str,
-        change: Change<'_>,
+        change: Change,
     ) -> rusqlite::Result<()> {
         let id = self.collection(collection)?;
         let time = self.commit_time.as_micros();
@@ -240,7 +240,7 @@ impl Apply<'_> {
                 self.tx.prepare_cached("DELETE FROM documents WHERE id = ?")?.execute([row.id])?;
                 self.index(collection, id, name, row.id, Some(&row.fields), None)
             }
-            Change::Insert(_, fields, version) => {
+            Change::Insert(fields, version) => {
                 self.tx
                     .prepare_cached(
                         "INSERT INTO documents(collection, name, version, update_time, fields) \

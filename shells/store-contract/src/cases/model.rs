@@ -15,8 +15,10 @@ use sim::store::SimStore;
 use super::{collection, path};
 use crate::Fixture;
 
-const HISTORIES: u64 = 6;
-const STEPS: u32 = 60;
+const HISTORIES: u64 = 8;
+const STEPS: u32 = 80;
+/// Names and fields are those of real queries, so that a store's indexes take part.
+const COLLECTIONS: [&str; 2] = ["threads", "threads/1/messages"];
 
 pub(super) async fn random_histories_match_the_simulated_store<F: Fixture>(
     fixture: F,
@@ -158,8 +160,15 @@ impl Draw {
     fn changes(&mut self, step: u32) -> Vec<(FieldPath, FieldOp)> {
         // The beat makes every merge a change, so that no version depends on no-op writes.
         let mut changes = vec![("beat".into(), FieldOp::from(step))];
-        let fields: &[&[&'static str]] =
-            &[&["a"], &["b"], &["m.x", "m.y"], &["m"], &["m.x", "a"], &["m.n.x", "b"]];
+        let fields: &[&[&'static str]] = &[
+            &["accountId"],
+            &["accountId", "lastMessageAt"],
+            &["lastMessageAt", "tsClient"],
+            &["m.x", "m.y"],
+            &["m"],
+            &["m.x", "tsClient"],
+            &["m.n.x", "lastMessageAt"],
+        ];
         for field in self.pick(fields).unwrap_or_default() {
             let op = if self.below(5) == 0 { FieldOp::Remove } else { self.value().into() };
             changes.push((FieldPath::new(field), op));
@@ -182,21 +191,21 @@ impl Draw {
     }
 
     fn query(&mut self, model: &SimStore) -> Query {
-        let name = ["c", "c/1/c"][self.below(2)];
+        let name = COLLECTIONS[self.below(2)];
         let limit = u32::try_from(1 + self.below(6)).expect("small");
         let mut query = Query::all(collection(name), limit);
-        let fields = ["a", "b", "m.x"].map(FieldPath::new);
-        let field = fields[self.below(3)].clone();
+        let fields = ["accountId", "lastMessageAt", "tsClient", "m.x"].map(FieldPath::new);
+        let field = fields[self.below(4)].clone();
+        let directions = [Direction::Ascending, Direction::Descending];
         if self.below(2) == 0 {
             let value = self.value();
-            query = query.filter(fields[self.below(3)].clone(), Comparison::Equal, value);
+            query = query.filter(fields[self.below(2)].clone(), Comparison::Equal, value);
         }
         let unequal = [Comparison::Greater, Comparison::LessOrEqual];
         if self.below(3) == 0 {
             let value = Value::from(i64::try_from(self.below(3)).expect("small"));
             query = query.filter(field.clone(), unequal[self.below(2)], value);
         }
-        let directions = [Direction::Ascending, Direction::Descending];
         if self.below(2) == 0 {
             query = query.order_by(field, directions[self.below(2)]);
             if self.below(2) == 0 {
@@ -210,7 +219,7 @@ impl Draw {
             query.after = cursor_at(&query, &start);
         }
         if self.below(4) == 0 {
-            query = query.select(["a".into(), "m.x".into()]);
+            query = query.select(["accountId".into(), "m.x".into()]);
         }
         query
     }
@@ -219,5 +228,5 @@ impl Draw {
 fn every_path() -> Vec<DocPath> {
     let ids = ["1", "2", "3", "4", "a", "b"];
     let of = |collection: &str| ids.map(|id| path(&format!("{collection}/{id}")));
-    [of("c"), of("c/1/c")].concat()
+    COLLECTIONS.map(of).concat()
 }
