@@ -7,11 +7,13 @@
 #[expect(clippy::unwrap_used, reason = "a case fails by panicking")]
 mod cases;
 mod emulator;
+mod history;
 mod runner;
 mod simulated;
 
 pub use cases::cases;
 pub use emulator::{Emulator, EmulatorError, REQUIRE_EMULATOR};
+pub use history::{account, history};
 pub use runner::{Case, run};
 pub use simulated::{Deaf, Simulated};
 
