@@ -4,5 +4,7 @@
 //! tell the time. Production implements these traits with real stores and the real client, the
 //! simulator with simulated ones; the code between them and the core is the same.
 
+pub mod billing;
+pub mod ingest;
 pub mod port;
 pub mod semantics;

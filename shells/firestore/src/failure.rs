@@ -32,6 +32,10 @@ pub(crate) fn refused_commit(status: Status) -> StoreError {
         Code::Aborted | Code::AlreadyExists | Code::FailedPrecondition => {
             StoreError::Conflict(cause(&status))
         }
+        // A version that the document never had, as after a restore.
+        Code::InvalidArgument if says(&status, "base version") => {
+            StoreError::Conflict(cause(&status))
+        }
         Code::NotFound if !says(&status, "database") => StoreError::Conflict(cause(&status)),
         Code::Unavailable | Code::Unknown if never_sent(&status) => refused_unsent(&status),
         Code::Cancelled

@@ -134,6 +134,11 @@ impl Store for FirestoreStore {
             .filter(|i| verifies(&writes[*i]) && writes[*i].precondition != Precondition::Any)
             .chain((0..writes.len()).filter(|i| !verifies(&writes[*i])));
         let order: Vec<usize> = order.collect();
+        if order.is_empty() {
+            // The answer to a commit of nothing has no time.
+            let commit_time = self.get(&[]).await?.read_time;
+            return Ok(Committed { commit_time, versions });
+        }
         let request = pb::CommitRequest {
             database: self.db.get_database_path().clone(),
             writes: order.iter().map(|i| self.names.write(&writes[*i])).collect(),

@@ -1,21 +1,23 @@
 //! The contract, and what is Firestore's own, against the real emulator.
 
+mod outages;
+
 use std::process::ExitCode;
 
-use store_contract::{Case, Emulator, EmulatorError, Fixture, cases, run};
+use store_contract::{Emulator, EmulatorError, Fixture, cases, run};
 use store_firestore::{Credentials, FirestoreStore, Options};
 
 fn main() -> ExitCode {
     let emulator = Emulator::start();
     let host = emulator.as_ref().map_or("127.0.0.1:1", Emulator::host).to_owned();
-    let database = Database { host };
-    let cases = cases(&database);
+    let mut cases = cases(&Database { host });
+    cases.extend(outages::cases());
     let code = match &emulator {
         Ok(_) => run(cases),
-        Err(EmulatorError::Missing) if !Emulator::required() => run(cases
-            .into_iter()
-            .map(|case| case.missing(EmulatorError::Missing.to_string()))
-            .collect()),
+        Err(EmulatorError::Missing) if !Emulator::required() => {
+            let reason = EmulatorError::Missing.to_string();
+            run(cases.into_iter().map(|case| case.missing(reason.as_str())).collect())
+        }
         Err(e) => {
             println!("{e}");
             ExitCode::FAILURE
@@ -33,6 +35,7 @@ struct Database {
 
 impl Fixture for Database {
     type Store = FirestoreStore;
+    const TORN_READS: bool = true;
 
     async fn open(&self, space: &str) -> FirestoreStore {
         let options = Options {
@@ -42,6 +45,3 @@ impl Fixture for Database {
         FirestoreStore::connect(&options).await.expect("the emulator answers")
     }
 }
-
-#[expect(dead_code)]
-fn unused(_: Case) {}

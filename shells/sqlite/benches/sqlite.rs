@@ -1,1 +1,165 @@
-fn main() {}
+//! How fast the store on SQLite is, and against what.
+//!
+//! The yardstick is a bare loop of prepared inserts into the same tables with the same settings,
+//! one transaction per batch; the store reads every document first, checks, merges and encodes.
+
+use std::hint::black_box;
+use std::path::Path;
+use std::time::Duration;
+
+use backfill_core::doc::{DocPath, FieldOp, FieldPath, Precondition, Value, Write};
+use backfill_core::ingest::Batch;
+use backfill_core::jid::Twins;
+use backfill_core::time::StoreTime;
+use backfill_driver::ingest::Ingest;
+use backfill_driver::port::Store;
+use rusqlite::{Connection, params};
+use store_contract::{account, history};
+use store_sqlite::SqliteStore;
+use tokio::time::Instant;
+
+const MESSAGES: u32 = 20_000;
+const ROUNDS: usize = 3;
+
+fn main() {
+    let directory = std::env::temp_dir().join(format!("bench-sqlite-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).expect("a directory for the files");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.expect("a runtime starts").block_on(async {
+        println!("{MESSAGES} new messages, durable; median of {ROUNDS} alternating rounds");
+        println!("{:>9} {:>12} {:>12} {:>7}", "per batch", "store msg/s", "bare msg/s", "ratio");
+        for size in [1, 10, 100, 500] {
+            let messages = if size == 1 { MESSAGES / 10 } else { MESSAGES };
+            let (mut store, mut bare) = (Vec::new(), Vec::new());
+            for round in 0..ROUNDS {
+                let path = |kind| directory.join(format!("{kind}-{size}-{round}"));
+                bare.push(per_second(messages, bare_loop(&path("bare"), size, messages)));
+                store.push(per_second(messages, commits(&path("store"), size, messages).await));
+            }
+            let (store, bare) = (median(store), median(bare));
+            println!("{size:>9} {store:>12.0} {bare:>12.0} {:>7.2}", store / bare);
+        }
+        ingest(&directory.join("ingest")).await;
+        latency(&directory.join("latency")).await;
+    });
+    std::fs::remove_dir_all(&directory).expect("the directory is still there");
+}
+
+fn fields(n: u32) -> Vec<(FieldPath, FieldOp)> {
+    let text = |s: &str| FieldOp::Set(Value::from(s));
+    vec![
+        ("accountId".into(), text("account_prod_0123456789abcdef0123456789abcdef")),
+        ("body".into(), text(&"a line of text as people write them ".repeat(6))),
+        ("clientJid".into(), text("491512345678@s.whatsapp.net")),
+        ("direction".into(), text("inbound")),
+        ("messageType".into(), text("text")),
+        (
+            "tsClient".into(),
+            FieldOp::Set(StoreTime::from_secs(1_700_000_000 + i64::from(n)).into()),
+        ),
+        ("updatedAt".into(), FieldOp::ServerTime),
+    ]
+}
+
+fn writes(batch: u32, size: u32) -> Vec<Write> {
+    let write = |n| {
+        let id = (batch * size + n).wrapping_mul(2_654_435_761);
+        let path = DocPath::parse(format!("threads/t{}/messages/3EB0{id:08X}", n % 50));
+        Write::merge(path.expect("a valid path"), Precondition::Absent, fields(n))
+    };
+    (0..size).map(write).collect()
+}
+
+async fn commits(path: &Path, size: u32, messages: u32) -> Duration {
+    let store = SqliteStore::open(path).expect("the file opens");
+    let started = Instant::now();
+    for batch in 0..messages / size {
+        store.commit(writes(batch, size)).await.expect("the commit is applied");
+    }
+    started.elapsed()
+}
+
+/// Rows as large as the store's, an index entry for each, and nothing read or encoded.
+fn bare_loop(path: &Path, size: u32, messages: u32) -> Duration {
+    drop(SqliteStore::open(path).expect("the file opens"));
+    let mut db = Connection::open(path).expect("the file opens");
+    db.pragma_update(None, "synchronous", "full").expect("a setting");
+    db.pragma_update(None, "wal_autocheckpoint", 4_000).expect("a setting");
+    db.pragma_update(None, "cache_size", -32_000).expect("a setting");
+    let body = vec![b'x'; 430];
+    let started = Instant::now();
+    for batch in 0..messages / size {
+        let tx = db.transaction().expect("a transaction");
+        for n in 0..size {
+            let id = (batch * size + n).wrapping_mul(2_654_435_761);
+            let (name, thread) = (format!("3EB0{id:08X}"), n % 50);
+            tx.prepare_cached(
+                "INSERT INTO documents(collection, name, version, update_time, fields) \
+                 VALUES(?, ?, ?, ?, ?)",
+            )
+            .and_then(|mut s| s.execute(params![thread, name, n, n, body]))
+            .expect("an insert");
+            let key = [&[4], n.to_be_bytes().as_slice(), &[0; 4], name.as_bytes()].concat();
+            tx.prepare_cached("INSERT INTO entries VALUES(0, ?, ?, ?)")
+                .and_then(|mut s| s.execute(params![thread, key, tx.last_insert_rowid()]))
+                .expect("an insert");
+        }
+        tx.commit().expect("a commit");
+    }
+    started.elapsed()
+}
+
+async fn ingest(path: &Path) {
+    let store = SqliteStore::open(path).expect("the file opens");
+    let ingest = Ingest::new(store, 10_000);
+    for (name, note) in [("new history", "read, merged, written"), ("again", "read, not written")] {
+        let started = Instant::now();
+        for chat in 0..MESSAGES / 400 {
+            let now = StoreTime::from_secs(1_800_000_000);
+            let records = history(chat..chat + 1, 400);
+            let mut batch = Batch::new(&account(), records, now, &Twins::default().into());
+            black_box(ingest.store(&mut batch).await.expect("it is stored"));
+        }
+        println!("ingest, {name}: {:.0} msg/s ({note})", per_second(MESSAGES, started.elapsed()));
+    }
+}
+
+async fn latency(path: &Path) {
+    let store = SqliteStore::open(path).expect("the file opens");
+    let lease = || DocPath::parse("accounts/a/leases/connection").expect("a valid path");
+    for busy in [false, true] {
+        let bulk = store.clone();
+        let writing = tokio::spawn(async move {
+            for batch in (0..).take_while(|_| busy) {
+                bulk.commit(writes(batch, 500)).await.expect("the commit is applied");
+            }
+        });
+        let mut took = Vec::new();
+        for n in 0..400_i64 {
+            let started = Instant::now();
+            let doc = store.get(&[lease()]).await.expect("a read").docs.remove(0);
+            let precondition = Precondition::unchanged(doc.as_deref());
+            let beat = vec![("beat".into(), FieldOp::from(n + i64::from(busy) * 1_000))];
+            store.commit(vec![Write::merge(lease(), precondition, beat)]).await.expect("a beat");
+            took.push(started.elapsed());
+        }
+        writing.abort();
+        took.sort_unstable();
+        println!(
+            "lease, read and compare-and-set{}: p50 {:?} p99 {:?}",
+            if busy { " beside bulk commits of 500" } else { "" },
+            took[took.len() / 2],
+            took[took.len() * 99 / 100]
+        );
+    }
+}
+
+fn per_second(messages: u32, took: Duration) -> f64 {
+    f64::from(messages) / took.as_secs_f64()
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}

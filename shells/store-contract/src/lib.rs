@@ -7,11 +7,13 @@
 #[expect(clippy::unwrap_used, reason = "a case fails by panicking")]
 mod cases;
 mod emulator;
+mod history;
 mod runner;
 mod simulated;
 
 pub use cases::cases;
 pub use emulator::{Emulator, EmulatorError, REQUIRE_EMULATOR};
+pub use history::{account, history};
 pub use runner::{Case, run};
 pub use simulated::{Deaf, Simulated};
 
@@ -21,6 +23,9 @@ use backfill_driver::port::Store;
 pub trait Fixture: Clone + Send + Sync + 'static {
     /// The store
     type Store: Store;
+    /// Whether a read may see half of a commit that is just being applied, against the contract:
+    /// the Firestore emulator does that even inside a read-only transaction. Firestore does not.
+    const TORN_READS: bool = false;
 
     /// One more client of the documents in `space`; a space that nobody opened before is empty.
     fn open(&self, space: &str) -> impl Future<Output = Self::Store> + Send;

@@ -2,6 +2,7 @@
 
 mod commits;
 mod concurrency;
+mod ingesting;
 mod limits;
 mod model;
 mod queries;
@@ -63,6 +64,11 @@ pub fn cases<F: Fixture>(fixture: &F) -> Vec<Case> {
             limits_cut_after_the_order,
             nested_fields_are_found,
             the_inbox_is_ordered_by_its_newest_message;
+        ingesting:
+            a_bad_document_does_not_fail_its_neighbours,
+            overlapping_batches_store_each_message_once,
+            what_is_cut_off_goes_on,
+            what_is_stored_already_costs_no_writes;
         limits:
             a_commit_has_at_most_500_writes,
             a_commit_has_a_byte_limit,

@@ -15,8 +15,10 @@ use sim::store::SimStore;
 use super::{collection, path};
 use crate::Fixture;
 
-const HISTORIES: u64 = 6;
-const STEPS: u32 = 60;
+const HISTORIES: u64 = 8;
+const STEPS: u32 = 80;
+/// Names and fields are those of real queries, so that a store's indexes take part.
+const COLLECTIONS: [&str; 2] = ["threads", "threads/1/messages"];
 
 pub(super) async fn random_histories_match_the_simulated_store<F: Fixture>(
     fixture: F,
@@ -42,8 +44,8 @@ pub(super) async fn random_histories_match_the_simulated_store<F: Fixture>(
 struct Pair<S> {
     store: S,
     model: SimStore,
-    /// The model's versions and what the store calls them
-    versions: BTreeMap<Version, Version>,
+    /// Per document the model's versions and what the store calls them
+    versions: BTreeMap<DocPath, BTreeMap<Version, Version>>,
 }
 
 impl<S: Store> Pair<S> {
@@ -51,8 +53,9 @@ impl<S: Store> Pair<S> {
         for write in &mut writes {
             if let Precondition::Version(_) = write.precondition {
                 let current = self.model.document(&write.path).map(|doc| doc.version);
-                let any = draw.pick(&self.versions.keys().copied().collect::<Vec<_>>());
-                // Mostly the document's own version, sometimes one that was somebody's once.
+                let any = self.versions.get(&write.path).into_iter().flat_map(BTreeMap::keys);
+                let any = draw.pick(&any.copied().collect::<Vec<_>>());
+                // Mostly the document's own version, sometimes one that it once had.
                 write.precondition = match (current, any) {
                     (Some(v), _) if draw.below(4) > 0 => Precondition::Version(v),
                     (_, Some(v)) => Precondition::Version(v),
@@ -63,7 +66,7 @@ impl<S: Store> Pair<S> {
         let mut theirs = writes.clone();
         for write in &mut theirs {
             if let Precondition::Version(v) = &mut write.precondition {
-                *v = self.versions[v];
+                *v = self.versions[&write.path][v];
             }
         }
         let expected = self.model.commit(StoreTime::EPOCH, &writes);
@@ -73,7 +76,8 @@ impl<S: Store> Pair<S> {
                     if let (Some(ours), Some(theirs)) =
                         (ours.versions[index], theirs.versions[index])
                     {
-                        let known = self.versions.insert(ours, theirs);
+                        let known = self.versions.entry(write.path.clone()).or_default();
+                        let known = known.insert(ours, theirs);
                         assert!(known.is_none_or(|v| v == theirs), "{at}: {write:?}");
                     }
                 }
@@ -108,8 +112,9 @@ impl<S: Store> Pair<S> {
     fn assert_same(&self, ours: Option<&Arc<Document>>, theirs: Option<&Arc<Document>>, at: &str) {
         let ours = ours.map(|d| (&d.path, &d.fields, Some(&d.version)));
         let theirs = theirs.map(|d| (&d.path, &d.fields, Some(&d.version)));
-        let renamed =
-            ours.map(|(path, fields, v)| (path, fields, v.and_then(|v| self.versions.get(v))));
+        let renamed = ours.map(|(path, fields, v)| {
+            (path, fields, v.and_then(|v| self.versions.get(path)?.get(v)))
+        });
         assert_eq!(theirs, renamed, "{at}");
     }
 }
@@ -155,8 +160,15 @@ impl Draw {
     fn changes(&mut self, step: u32) -> Vec<(FieldPath, FieldOp)> {
         // The beat makes every merge a change, so that no version depends on no-op writes.
         let mut changes = vec![("beat".into(), FieldOp::from(step))];
-        let fields: &[&[&'static str]] =
-            &[&["a"], &["b"], &["m.x", "m.y"], &["m"], &["m.x", "a"], &["m.n.x", "b"]];
+        let fields: &[&[&'static str]] = &[
+            &["accountId"],
+            &["accountId", "lastMessageAt"],
+            &["lastMessageAt", "tsClient"],
+            &["m.x", "m.y"],
+            &["m"],
+            &["m.x", "tsClient"],
+            &["m.n.x", "lastMessageAt"],
+        ];
         for field in self.pick(fields).unwrap_or_default() {
             let op = if self.below(5) == 0 { FieldOp::Remove } else { self.value().into() };
             changes.push((FieldPath::new(field), op));
@@ -179,21 +191,21 @@ impl Draw {
     }
 
     fn query(&mut self, model: &SimStore) -> Query {
-        let name = ["c", "c/1/c"][self.below(2)];
+        let name = COLLECTIONS[self.below(2)];
         let limit = u32::try_from(1 + self.below(6)).expect("small");
         let mut query = Query::all(collection(name), limit);
-        let fields = ["a", "b", "m.x"].map(FieldPath::new);
-        let field = fields[self.below(3)].clone();
+        let fields = ["accountId", "lastMessageAt", "tsClient", "m.x"].map(FieldPath::new);
+        let field = fields[self.below(4)].clone();
+        let directions = [Direction::Ascending, Direction::Descending];
         if self.below(2) == 0 {
             let value = self.value();
-            query = query.filter(fields[self.below(3)].clone(), Comparison::Equal, value);
+            query = query.filter(fields[self.below(2)].clone(), Comparison::Equal, value);
         }
         let unequal = [Comparison::Greater, Comparison::LessOrEqual];
         if self.below(3) == 0 {
             let value = Value::from(i64::try_from(self.below(3)).expect("small"));
             query = query.filter(field.clone(), unequal[self.below(2)], value);
         }
-        let directions = [Direction::Ascending, Direction::Descending];
         if self.below(2) == 0 {
             query = query.order_by(field, directions[self.below(2)]);
             if self.below(2) == 0 {
@@ -207,7 +219,7 @@ impl Draw {
             query.after = cursor_at(&query, &start);
         }
         if self.below(4) == 0 {
-            query = query.select(["a".into(), "m.x".into()]);
+            query = query.select(["accountId".into(), "m.x".into()]);
         }
         query
     }
@@ -216,5 +228,5 @@ impl Draw {
 fn every_path() -> Vec<DocPath> {
     let ids = ["1", "2", "3", "4", "a", "b"];
     let of = |collection: &str| ids.map(|id| path(&format!("{collection}/{id}")));
-    [of("c"), of("c/1/c")].concat()
+    COLLECTIONS.map(of).concat()
 }
