@@ -3,6 +3,21 @@
 //! [`port`] says what the outside world must be able to do: keep documents, speak to WhatsApp,
 //! tell the time. Production implements these traits with real stores and the real client, the
 //! simulator with simulated ones; the code between them and the core is the same.
+//!
+//! A [`Driver`] owns one instance of the core and runs it; a [`Handle`] reaches it. Whatever the
+//! core wants done is done in a task of its own; messages go [past](Handle::realtime) the core,
+//! which learns of them once they are durable.
 
+mod calls;
+mod driver;
+mod effects;
+mod handle;
+mod hints;
+mod ingest;
+mod permits;
 pub mod port;
 pub mod semantics;
+
+pub use driver::{Driver, Observer};
+pub use handle::{Ended, Handle};
+pub use ingest::{NotStored, Parcel, Withhold};
