@@ -390,3 +390,225 @@ const FAILURES: u32 = 4;
 const LIVE_RECORDS: usize = 400;
 /// Parcels of one way that wait or are being stored at once.
 const PARCELS: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Hand, Mood, Shelf};
+    use crate::{Driver, Observer};
+    use backfill_core::doc::{FieldOp, Precondition, Value, Write};
+    use backfill_core::incoming::{Content, Incoming, Key, MessageEvent, MessageKind, SyncSource};
+    use backfill_core::io::{Answer, Command, GatewayCall, GatewayRequest, Reply};
+    use backfill_core::policy::{Policy, Settings};
+    use backfill_core::time::Mono;
+
+    #[test]
+    fn messages_are_durable_before_they_may_be_acknowledged_and_reported_in_order() {
+        let w = World::owner();
+        let first = w.realtime(&["A1"]);
+        w.hand.settle();
+        assert_eq!(*first.lock().unwrap(), Some(Ok(Vec::new())));
+        assert_eq!(w.messages(), 1);
+        let before = w.store.commits();
+        // What waits goes into one batch, and what cannot be stored disturbs nobody else.
+        let all = [w.realtime(&["A2"]), w.realtime(&["A3", "a/b"]), w.realtime(&["A4"])];
+        w.hand.settle();
+        let rejected: Vec<_> = all
+            .iter()
+            .map(|end| end.lock().unwrap().clone().unwrap().unwrap())
+            .map(|rejected| rejected.iter().map(|r| r.record).collect::<Vec<_>>())
+            .collect();
+        assert_eq!(rejected, [vec![], vec![1], vec![]]);
+        assert_eq!(w.messages(), 4);
+        assert!(w.store.commits() - before <= 2, "one batch, and the core's stamp");
+        assert_eq!(w.reported(), ["ingested 1", "ingested 3"]);
+    }
+
+    #[test]
+    fn a_conflict_is_read_again_and_a_lost_answer_too() {
+        let w = World::owner();
+        w.store.refuse(3);
+        let end = w.realtime(&["A1"]);
+        w.hand.settle();
+        assert_eq!(*end.lock().unwrap(), Some(Ok(Vec::new())));
+        w.store.set(Mood::Silent);
+        let end = w.realtime(&["A2"]);
+        w.hand.pass(Duration::from_secs(1));
+        w.store.set(Mood::Fine);
+        assert_eq!(*end.lock().unwrap(), None);
+        w.hand.pass(Duration::from_secs(4));
+        assert_eq!(*end.lock().unwrap(), Some(Ok(Vec::new())));
+        assert_eq!(w.messages(), 2);
+    }
+
+    #[test]
+    fn what_cannot_be_stored_is_withheld_and_the_connection_closes() {
+        let w = World::owner();
+        w.store.set(Mood::Down);
+        let end = w.realtime(&["A1"]);
+        w.hand.pass(Duration::from_secs(5));
+        assert_eq!(*end.lock().unwrap(), Some(Err(Withhold::NotStored(NotStored))));
+        assert_eq!(w.reported(), ["failed"]);
+        assert!(w.gateway.calls().contains(&"close"));
+    }
+
+    #[test]
+    fn who_does_not_believe_any_more_acknowledges_nothing() {
+        let w = World::owner();
+        assert!(w.handle.believes(&account()));
+        // The session is not renewed: after its deadline nothing is believed.
+        w.store.set(Mood::Down);
+        w.hand.pass(Duration::from_secs(120));
+        w.store.set(Mood::Fine);
+        let end = w.realtime(&["A1"]);
+        w.hand.settle();
+        assert!(!w.handle.believes(&account()));
+        assert_eq!(*end.lock().unwrap(), Some(Err(Withhold::NotOwner)));
+        assert_eq!(w.messages(), 1, "stored all the same");
+    }
+
+    #[test]
+    fn after_a_stop_commands_and_messages_find_nobody() {
+        let w = World::owner();
+        let handle = w.handle.clone();
+        let reply = w.hand.start(async move { handle.command(Command::Stop).await });
+        w.hand.pass(Duration::from_secs(15));
+        assert_eq!(*reply.lock().unwrap(), Some(Ok(Reply::Accepted)));
+        assert!(w.ended.lock().unwrap().is_some(), "the loop ends");
+        let owner = w.store.document("coordination/lock").unwrap();
+        let boot = owner.str("owner").map(|boot| format!("instances/{boot}"));
+        let state = boot.and_then(|boot| w.store.document(&boot)?.str("state").map(str::to_owned));
+        assert!(state.is_none_or(|state| state == "dead"), "everything is free");
+        let handle = w.handle.clone();
+        let late = w.hand.start(async move { handle.command(Command::Stop).await });
+        let end = w.realtime(&["A1"]);
+        w.hand.settle();
+        assert_eq!(*late.lock().unwrap(), Some(Err(crate::Ended)));
+        assert_eq!(*end.lock().unwrap(), Some(Err(Withhold::NotStored(NotStored))));
+    }
+
+    struct World {
+        hand: Hand,
+        store: Shelf,
+        handle: Handle,
+        gateway: Willing,
+        seen: Seen,
+        ended: Arc<Mutex<Option<()>>>,
+    }
+
+    impl World {
+        /// A running instance that owns an account and is connected.
+        fn owner() -> Self {
+            let hand = Hand::default();
+            hand.pass(Duration::from_secs(1));
+            let store = Shelf::new(&hand);
+            let fields = vec![
+                ("status".into(), Value::from("disconnected").into()),
+                ("createdAt".into(), FieldOp::ServerTime),
+            ];
+            store.put(&[Write::merge(account().path(), Precondition::Absent, fields)]).unwrap();
+            let label = backfill_core::id::InstanceId::parse("i").unwrap();
+            let policy = Policy::new(Settings::exclusive(label)).unwrap();
+            let seen = Seen::default();
+            let driver = Driver::new(policy, [7; 32], store.clone(), hand.clone(), seen.clone());
+            let handle = driver.handle();
+            handle.credentials(account(), true);
+            let gateway = Willing { handle: handle.clone(), calls: Arc::default() };
+            let ended = hand.start(driver.run(gateway.clone()));
+            hand.pass(Duration::from_secs(3));
+            let world = Self { hand, store, handle, gateway, seen, ended };
+            assert!(world.handle.believes(&account()), "{:?}", world.store.paths());
+            assert!(world.gateway.calls().contains(&"connect"));
+            world
+        }
+
+        fn realtime(&self, ids: &[&str]) -> Arc<Mutex<Option<Result<Vec<Rejected>, Withhold>>>> {
+            let records = ids.iter().map(|id| message(id)).collect();
+            let parcel = Parcel { account: account(), records, twins: Arc::default() };
+            let handle = self.handle.clone();
+            let connection = self.gateway.connection();
+            self.hand.start(async move { handle.realtime(connection, parcel).await })
+        }
+
+        fn messages(&self) -> usize {
+            self.store.paths().iter().filter(|path| path.contains("/messages/")).count()
+        }
+
+        fn reported(&self) -> Vec<String> {
+            self.seen.0.lock().unwrap().clone()
+        }
+    }
+
+    /// Notes what is said about messages.
+    #[derive(Clone, Default)]
+    struct Seen(Arc<Mutex<Vec<String>>>);
+
+    impl Observer for Seen {
+        fn input(&mut self, _: Mono, input: &Input) {
+            let mut seen = self.0.lock().unwrap();
+            match input {
+                Input::Ingested(_, ingested) => {
+                    seen.push(format!("ingested {}", ingested.messages))
+                }
+                Input::Gateway(_, GatewayEvent::IngestFailed { .. }) => seen.push("failed".into()),
+                _ => {}
+            }
+        }
+    }
+
+    /// Opens and closes as asked.
+    #[derive(Clone)]
+    struct Willing {
+        handle: Handle,
+        calls: Arc<Mutex<Vec<(&'static str, RequestId)>>>,
+    }
+
+    impl Willing {
+        fn calls(&self) -> Vec<&'static str> {
+            self.calls.lock().unwrap().iter().map(|(call, _)| *call).collect()
+        }
+
+        fn connection(&self) -> RequestId {
+            self.calls.lock().unwrap().iter().find(|(call, _)| *call == "connect").unwrap().1
+        }
+    }
+
+    impl crate::port::Gateway for Willing {
+        async fn execute(&self, request: GatewayRequest) -> Answer {
+            let GatewayRequest { id, account, call, .. } = request;
+            let event = match call {
+                GatewayCall::Connect => Some(("connect", GatewayEvent::Opened { connection: id })),
+                GatewayCall::Close { connection } => {
+                    let reason = backfill_core::io::CloseReason::Asked;
+                    Some(("close", GatewayEvent::Closed { connection, reason }))
+                }
+                _ => None,
+            };
+            if let Some((name, event)) = event {
+                self.calls.lock().unwrap().push((name, id));
+                self.handle.report(account, event);
+            }
+            Answer::Done
+        }
+    }
+
+    fn account() -> AccountId {
+        AccountId::parse("account_a").unwrap()
+    }
+
+    fn message(id: &str) -> Record {
+        let key = Key {
+            id: id.into(),
+            remote_jid: "40700000001@s.whatsapp.net".into(),
+            from_me: false,
+            participant: None,
+        };
+        let content = Content { kind: MessageKind::Text, body: "hi".into(), ..Content::default() };
+        Record::Message(Incoming {
+            key,
+            timestamp: 1_800_000_000,
+            source: SyncSource::Realtime,
+            event: MessageEvent::Content(content),
+        })
+    }
+}

@@ -17,6 +17,8 @@ mod ingest;
 mod permits;
 pub mod port;
 pub mod semantics;
+#[cfg(test)]
+mod testing;
 
 pub use driver::{Driver, Observer};
 pub use handle::{Ended, Handle};
