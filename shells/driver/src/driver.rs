@@ -26,11 +26,9 @@ pub trait Observer: Send + 'static {
     /// The core takes an input.
     fn input(&mut self, _now: Mono, _input: &Input) {}
 
-    /// The core wants something, or [tells](Output::Event) something.
-    fn output(&mut self, _now: Mono, _output: &Output) {}
-
-    /// The core has taken an input and said all it had to say about it.
-    fn settled(&mut self, _now: Mono, _instance: &Instance) {}
+    /// The core has taken the input, and these are all the things it wants done or
+    /// [tells](Output::Event) because of it. None of them has begun.
+    fn settled(&mut self, _now: Mono, _instance: &Instance, _outputs: &[Output]) {}
 
     /// The store did not do what it was asked, and this is why.
     fn store_failed(&mut self, _request: RequestId, _error: &StoreError) {}
@@ -179,12 +177,8 @@ impl<S: Store, G: Gateway, R: Runtime, O: Observer> Running<S, G, R, O> {
         let (handle, observer) = (&self.handle, &mut self.observer);
         let outputs = handle.change(|instance| {
             instance.handle_input(now, input);
-            let mut outputs = Vec::new();
-            while let Some(output) = instance.poll_output() {
-                observer.output(now, &output);
-                outputs.push(output);
-            }
-            observer.settled(now, instance);
+            let outputs: Vec<Output> = std::iter::from_fn(|| instance.poll_output()).collect();
+            observer.settled(now, instance, &outputs);
             outputs
         });
         for output in outputs {

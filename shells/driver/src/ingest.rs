@@ -487,6 +487,8 @@ mod tests {
         assert_eq!(*end.lock().unwrap(), Some(Err(Withhold::NotStored(NotStored))));
     }
 
+    type End = Arc<Mutex<Option<Result<Vec<Rejected>, Withhold>>>>;
+
     struct World {
         hand: Hand,
         store: Shelf,
@@ -522,7 +524,7 @@ mod tests {
             world
         }
 
-        fn realtime(&self, ids: &[&str]) -> Arc<Mutex<Option<Result<Vec<Rejected>, Withhold>>>> {
+        fn realtime(&self, ids: &[&str]) -> End {
             let records = ids.iter().map(|id| message(id)).collect();
             let parcel = Parcel { account: account(), records, twins: Arc::default() };
             let handle = self.handle.clone();
