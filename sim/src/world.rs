@@ -5,9 +5,9 @@
 //! in between: the two ends are what differs most, and cost one event.
 
 mod gateway;
-mod intake;
-mod node;
-mod people;
+pub(crate) mod intake;
+pub(crate) mod node;
+pub(crate) mod people;
 mod store_port;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -686,7 +686,7 @@ impl Ev {
 
 /// Whether the world has to do something when a fault of this kind begins and ends; the others are
 /// asked for when they could strike.
-const fn is_event(kind: Kind) -> bool {
+pub(crate) const fn is_event(kind: Kind) -> bool {
     matches!(
         kind,
         Kind::Crash
@@ -707,7 +707,7 @@ fn is_commit(output: &Output) -> bool {
 }
 
 /// The clock of an instance's host: it stands still during a freeze.
-fn own_clock(scenario: &Scenario, plan: &InstancePlan) -> ClockPlan {
+pub(crate) fn own_clock(scenario: &Scenario, plan: &InstancePlan) -> ClockPlan {
     let mut clock = plan.clock.clone();
     let rate_at = |at: Real| {
         plan.clock.rates.iter().rev().find(|(from, _)| *from <= at).map_or(0, |(_, ppm)| *ppm)
@@ -726,7 +726,7 @@ fn own_clock(scenario: &Scenario, plan: &InstancePlan) -> ClockPlan {
 }
 
 /// The store's clock: steps forward when its host reboots.
-fn store_clock(scenario: &Scenario) -> ClockPlan {
+pub(crate) fn store_clock(scenario: &Scenario) -> ClockPlan {
     let mut clock = scenario.store.clock.clone();
     for fault in &scenario.faults {
         if let Kind::HostReboot { ms } = fault.kind

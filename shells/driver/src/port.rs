@@ -3,8 +3,38 @@
 use std::sync::Arc;
 
 use backfill_core::doc::{DocPath, Document, Query, Version, Write};
-use backfill_core::time::StoreTime;
+use backfill_core::io::{Answer, GatewayRequest};
+use backfill_core::time::{Mono, StoreTime};
 use futures_util::Stream;
+
+/// WhatsApp, as far as one process speaks to it: the real client or a simulated one.
+///
+/// What happens by itself is reported through a [`Handle`](crate::Handle).
+pub trait Gateway: Clone + Send + Sync + 'static {
+    /// Does what is asked, and says what came of it.
+    ///
+    /// The calls of one account are polled for the first time in the order in which the core
+    /// decided them, one after the other; after that they run side by side. So a call that has to
+    /// be known to a later one, as a connection to the call that closes it, must leave its mark
+    /// before it first waits. `not_after` has been checked just before the first poll; who waits
+    /// before the effect itself checks it again.
+    ///
+    /// A call that takes too long is dropped, and counts as [`Answer::Unknown`].
+    fn execute(&self, request: GatewayRequest) -> impl Future<Output = Answer> + Send;
+}
+
+/// The clock and the tasks of a process.
+pub trait Runtime: Clone + Send + Sync + 'static {
+    /// This process's own clock. It counts through suspend.
+    fn now(&self) -> Mono;
+
+    /// Ends when the clock shows `at` or, at worst, a little earlier. If the clock counts on while
+    /// the machine sleeps, so does this.
+    fn sleep_until(&self, at: Mono) -> impl Future<Output = ()> + Send + 'static;
+
+    /// Runs a task on its own.
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static);
+}
 
 /// A document store: SQLite, Firestore or a simulated one. The contract suite pins what it means.
 ///
@@ -85,3 +115,6 @@ pub enum StoreError {
 
 /// The underlying failure.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// A wait that somebody owns.
+pub(crate) type Sleep = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;

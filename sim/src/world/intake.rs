@@ -21,7 +21,7 @@ use super::{Ev, World};
 use crate::checker::Touched;
 use crate::scenario::AccountPlan;
 use crate::trace::Entry;
-use crate::whatsapp::{ConnKey, MessageRef, Stretch, message_text};
+use crate::whatsapp::{ConnKey, MessageRef, Stretch, WhatsApp, message_text};
 
 /// A task that stores messages of one account.
 #[derive(Debug)]
@@ -62,8 +62,10 @@ impl World {
             Origin::Page { run: RunKind::RecentSync, .. } => SyncSource::RecentSync,
             Origin::Realtime { .. } => SyncSource::Realtime,
         };
-        let records =
-            messages.iter().filter_map(|m| self.record(account, *m, source)).collect::<Vec<_>>();
+        let records = messages
+            .iter()
+            .filter_map(|m| record(&self.net, account, *m, source))
+            .collect::<Vec<_>>();
         let id = AccountPlan::account(account);
         // What a shell takes for the store's time is near enough for a bound of a day.
         let now = self.store_clock.store(self.now);
@@ -215,34 +217,40 @@ impl World {
         let origin = Origin::Chunk { parse, chunk, number, conversation };
         self.begin_job(p, account, origin, messages(stretch));
     }
+}
 
-    fn record(&self, account: u16, message: MessageRef, source: SyncSource) -> Option<Record> {
-        let known = self.net.message(account, message)?;
-        let (jid, _) = self.net.jids(account, message.thread)?;
-        let group = self.net.is_group(account, message.thread);
-        let participant = (group && !known.from_me)
-            .then(|| format_smolstr!("4079900{:03}@s.whatsapp.net", known.sender));
-        let content = Content {
-            kind: MessageKind::Text,
-            body: message_text(account, message),
-            ..Content::default()
-        };
-        Some(Record::Message(Incoming {
-            key: Key { id: known.id, remote_jid: jid, from_me: known.from_me, participant },
-            timestamp: known.second,
-            source,
-            event: MessageEvent::Content(content),
-        }))
-    }
+/// A message as a gateway hands it in.
+pub(crate) fn record(
+    net: &WhatsApp,
+    account: u16,
+    message: MessageRef,
+    source: SyncSource,
+) -> Option<Record> {
+    let known = net.message(account, message)?;
+    let (jid, _) = net.jids(account, message.thread)?;
+    let group = net.is_group(account, message.thread);
+    let participant = (group && !known.from_me)
+        .then(|| format_smolstr!("4079900{:03}@s.whatsapp.net", known.sender));
+    let content = Content {
+        kind: MessageKind::Text,
+        body: message_text(account, message),
+        ..Content::default()
+    };
+    Some(Record::Message(Incoming {
+        key: Key { id: known.id, remote_jid: jid, from_me: known.from_me, participant },
+        timestamp: known.second,
+        source,
+        event: MessageEvent::Content(content),
+    }))
 }
 
 /// The messages of a stretch, oldest first.
-pub(super) fn messages(stretch: Stretch) -> Vec<MessageRef> {
+pub(crate) fn messages(stretch: Stretch) -> Vec<MessageRef> {
     let thread = stretch.thread;
     (stretch.from..stretch.to).map(|index| MessageRef { thread, index }).collect()
 }
 
-const fn page_end(more: bool) -> PageEnd {
+pub(crate) const fn page_end(more: bool) -> PageEnd {
     if more { PageEnd::MoreRemains } else { PageEnd::EndOfHistory }
 }
 

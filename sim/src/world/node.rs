@@ -1,20 +1,22 @@
 //! A Node instance beside ours, as rule 15 of the coordination rules sees it: it knows the compat
 //! lock and account leases by its own wall clock, no epochs, and deletes on release.
 
-use backfill_core::doc::{DocPath, FieldOp, Precondition, Value, Write};
+use backfill_core::doc::{DocPath, Document, FieldOp, Precondition, Value, Write};
 
 use super::{Ev, World};
+use crate::clock::Real;
+use crate::scenario::NodePlan;
 
 /// What the Node instance knows.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Node {
+pub(crate) struct Node {
     active: bool,
     over: bool,
 }
 
 /// What it does next.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Step {
+pub(crate) enum Step {
     End,
     Look,
 }
@@ -34,52 +36,60 @@ impl World {
 
     pub(super) fn node_step(&mut self, step: Step) {
         let Some(plan) = self.scenario.node.clone() else { return };
-        if self.node.over {
-            return;
+        let doc = self.store.document(&lock_path()).cloned();
+        let (write, wait) = self.node.step(&plan, self.now, step, doc.as_deref());
+        if let Some(write) = write {
+            // Read and written in one transaction: nothing comes between.
+            self.commit(None, None, false, &[write]).expect("nothing is required");
         }
-        let path = lock_path();
+        if let Some(wait) = wait {
+            self.queue.push(self.now.after(wait), Ev::Node(Step::Look));
+        }
+    }
+}
+
+impl Node {
+    /// What it writes, having read the compat lock, and after how long it looks again.
+    pub(crate) fn step(
+        &mut self,
+        plan: &NodePlan,
+        now: Real,
+        step: Step,
+        doc: Option<&Document>,
+    ) -> (Option<Write>, Option<u64>) {
+        if self.over {
+            return (None, None);
+        }
         match step {
             Step::Look => {
-                let wall =
-                    self.now.second() * 1_000 + (self.now.0 % 1_000) as i64 + plan.wall_offset;
-                let doc = self.store.document(&path);
+                let wall = now.second() * 1_000 + (now.0 % 1_000) as i64 + plan.wall_offset;
                 let holder = doc.and_then(|doc| doc.str("holderInstanceId"));
                 let until = doc.and_then(|doc| doc.int("leaseUntil")).unwrap_or(0);
-                let free = holder.is_none() || holder == Some(LABEL) || until <= wall;
-                if free {
-                    let previous = holder.map(smol_str::SmolStr::new);
-                    self.node.active = true;
-                    let write = Write::merge(
-                        path,
-                        Precondition::Any,
-                        vec![
-                            ("holderInstanceId".into(), Value::from(LABEL).into()),
-                            ("leaseUntil".into(), Value::Int(wall + LEASE_MS).into()),
-                            ("acquiredAt".into(), FieldOp::ServerTime),
-                            ("updatedAt".into(), FieldOp::ServerTime),
-                            ("previousHolder".into(), Value::from(previous).into()),
-                        ],
-                    );
-                    // Read and written in one transaction: nothing comes between.
-                    self.commit(None, None, false, &[write]).expect("nothing is required");
-                } else {
-                    self.node.active = false;
+                self.active = holder.is_none() || holder == Some(LABEL) || until <= wall;
+                if !self.active {
+                    return (None, Some(PASSIVE_LOOK_MS));
                 }
-                let wait = if self.node.active { ACTIVE_LOOK_MS } else { PASSIVE_LOOK_MS };
-                self.queue.push(self.now.after(wait), Ev::Node(Step::Look));
+                let previous = holder.map(smol_str::SmolStr::new);
+                let fields = vec![
+                    ("holderInstanceId".into(), Value::from(LABEL).into()),
+                    ("leaseUntil".into(), Value::Int(wall + LEASE_MS).into()),
+                    ("acquiredAt".into(), FieldOp::ServerTime),
+                    ("updatedAt".into(), FieldOp::ServerTime),
+                    ("previousHolder".into(), Value::from(previous).into()),
+                ];
+                let write = Write::merge(lock_path(), Precondition::Any, fields);
+                (Some(write), Some(ACTIVE_LOOK_MS))
             }
             Step::End => {
-                self.node.over = true;
-                if self.node.active && !plan.crash {
-                    let write = Write::delete(path, Precondition::Any);
-                    self.commit(None, None, false, &[write]).expect("nothing is required");
-                }
-                self.node.active = false;
+                self.over = true;
+                let held = std::mem::take(&mut self.active);
+                let leaves = held && !plan.crash;
+                (leaves.then(|| Write::delete(lock_path(), Precondition::Any)), None)
             }
         }
     }
 }
 
-fn lock_path() -> DocPath {
+pub(crate) fn lock_path() -> DocPath {
     DocPath::parse("wa_metrics/longrun/locks/wa_connection").expect("four good segments")
 }

@@ -3,11 +3,14 @@
 use backfill_core::doc::{DocPath, FieldOp, Precondition, Value, Write};
 use backfill_core::id::{OutboxId, ThreadId};
 use backfill_core::io::Answer;
+use backfill_core::time::StoreTime;
 use smol_str::{SmolStr, format_smolstr};
 
 use super::gateway::done_or_unavailable;
 use super::{Ev, World};
+use crate::chance::Chance;
 use crate::scenario::AccountPlan;
+use crate::whatsapp::WhatsApp;
 
 impl World {
     /// The accounts as somebody has added them.
@@ -15,18 +18,7 @@ impl World {
         let accounts: Vec<(u16, bool)> =
             self.scenario.accounts.iter().map(|a| (a.id, a.linked)).collect();
         for (number, linked) in accounts {
-            let id = AccountPlan::account(number);
-            let phone = format_smolstr!("+4071{number:07}");
-            let status = if linked { "disconnected" } else { "connecting" };
-            let fields = vec![
-                ("name".into(), Value::from(format_smolstr!("Account {number}")).into()),
-                ("phoneE164".into(), Value::from(phone).into()),
-                ("status".into(), Value::from(status).into()),
-                ("qrCode".into(), Value::Null.into()),
-                ("createdAt".into(), FieldOp::ServerTime),
-                ("updatedAt".into(), FieldOp::ServerTime),
-            ];
-            let write = Write::merge(id.path(), Precondition::Absent, fields);
+            let write = new_account(number, linked);
             self.commit(None, None, false, &[write]).expect("a new world has no accounts yet");
         }
     }
@@ -46,64 +38,9 @@ impl World {
         if let Some(wait) = self.next_send(account) {
             self.queue.push(self.now.after(wait), Ev::Outbox(account));
         }
-        let number = self.people.below(u64::from(self.net.threads(account).max(1))) as u16;
-        let Some(thread) = self.net.thread_id(account, number) else { return };
-        let id = AccountPlan::account(account);
-        let unique = self.people.next();
-        let request = format_smolstr!("{unique:016x}{:016x}", self.people.next());
-        let body = format_smolstr!("sent {unique:x}");
-        let Some(jid) = thread.jid(&id).map(SmolStr::new) else { return };
         let now = self.store_clock.store(self.now);
-        let text = |text: &SmolStr| FieldOp::from(Value::from(text.clone()));
-        let outbox = Write::merge(
-            outbox_path(&request),
-            Precondition::Absent,
-            vec![
-                ("status".into(), Value::from("queued").into()),
-                ("attemptCount".into(), Value::Int(0).into()),
-                ("nextAttemptAt".into(), now.into()),
-                ("toJid".into(), text(&jid)),
-                ("body".into(), text(&body)),
-                ("payload".into(), Value::map([("text", Value::from(body.clone()))]).into()),
-                ("threadId".into(), Value::from(thread.text()).into()),
-                ("accountId".into(), Value::from(id.text()).into()),
-                ("createdByUid".into(), Value::from("somebody").into()),
-                ("clientMessageId".into(), text(&request)),
-                ("createdAt".into(), FieldOp::ServerTime),
-                ("updatedAt".into(), FieldOp::ServerTime),
-            ],
-        );
-        let ms = now.as_millis();
-        let message = Write::merge(
-            message_path(&thread, &request),
-            Precondition::Absent,
-            vec![
-                ("accountId".into(), Value::from(id.text()).into()),
-                ("clientJid".into(), text(&jid)),
-                ("threadId".into(), Value::from(thread.text()).into()),
-                ("direction".into(), Value::from("outbound").into()),
-                ("body".into(), text(&body)),
-                ("status".into(), Value::from("queued").into()),
-                ("tsClient".into(), Value::from(iso(ms)).into()),
-                ("tsServer".into(), FieldOp::ServerTime),
-                ("createdAtMs".into(), Value::Int(ms).into()),
-                ("clientMessageId".into(), text(&request)),
-            ],
-        );
-        let summary = Write::merge(
-            thread.path(),
-            Precondition::Any,
-            vec![
-                ("accountId".into(), Value::from(id.text()).into()),
-                ("clientJid".into(), text(&jid)),
-                ("lastMessageAt".into(), FieldOp::ServerTime),
-                ("lastMessageAtMs".into(), Value::Int(ms).into()),
-                ("lastMessageText".into(), text(&body)),
-                ("lastMessagePreview".into(), text(&body)),
-                ("lastMessageDirection".into(), Value::from("outbound").into()),
-            ],
-        );
-        self.commit(None, None, false, &[outbox, message, summary])
+        let Some(writes) = new_outbox(&mut self.people, &self.net, account, now) else { return };
+        self.commit(None, None, false, &writes)
             .expect("a random id is new, and nothing else can be refused");
         self.checker.inbox_wrote(account, number);
     }
@@ -130,6 +67,87 @@ impl World {
         }
         done_or_unavailable(sent)
     }
+}
+
+/// An account as somebody has added it.
+pub(crate) fn new_account(number: u16, linked: bool) -> Write {
+    let phone = format_smolstr!("+4071{number:07}");
+    let status = if linked { "disconnected" } else { "connecting" };
+    let fields = vec![
+        ("name".into(), Value::from(format_smolstr!("Account {number}")).into()),
+        ("phoneE164".into(), Value::from(phone).into()),
+        ("status".into(), Value::from(status).into()),
+        ("qrCode".into(), Value::Null.into()),
+        ("createdAt".into(), FieldOp::ServerTime),
+        ("updatedAt".into(), FieldOp::ServerTime),
+    ];
+    Write::merge(AccountPlan::account(number).path(), Precondition::Absent, fields)
+}
+
+/// A message that somebody sends from the inbox.
+pub(crate) fn new_outbox(
+    people: &mut Chance,
+    net: &WhatsApp,
+    account: u16,
+    now: StoreTime,
+) -> Option<[Write; 3]> {
+    let number = people.below(u64::from(net.threads(account).max(1))) as u16;
+    let thread = net.thread_id(account, number)?;
+    let id = AccountPlan::account(account);
+    let unique = people.next();
+    let request = format_smolstr!("{unique:016x}{:016x}", people.next());
+    let body = format_smolstr!("sent {unique:x}");
+    let jid = thread.jid(&id).map(SmolStr::new)?;
+    let text = |text: &SmolStr| FieldOp::from(Value::from(text.clone()));
+    let outbox = Write::merge(
+        outbox_path(&request),
+        Precondition::Absent,
+        vec![
+            ("status".into(), Value::from("queued").into()),
+            ("attemptCount".into(), Value::Int(0).into()),
+            ("nextAttemptAt".into(), now.into()),
+            ("toJid".into(), text(&jid)),
+            ("body".into(), text(&body)),
+            ("payload".into(), Value::map([("text", Value::from(body.clone()))]).into()),
+            ("threadId".into(), Value::from(thread.text()).into()),
+            ("accountId".into(), Value::from(id.text()).into()),
+            ("createdByUid".into(), Value::from("somebody").into()),
+            ("clientMessageId".into(), text(&request)),
+            ("createdAt".into(), FieldOp::ServerTime),
+            ("updatedAt".into(), FieldOp::ServerTime),
+        ],
+    );
+    let ms = now.as_millis();
+    let message = Write::merge(
+        message_path(&thread, &request),
+        Precondition::Absent,
+        vec![
+            ("accountId".into(), Value::from(id.text()).into()),
+            ("clientJid".into(), text(&jid)),
+            ("threadId".into(), Value::from(thread.text()).into()),
+            ("direction".into(), Value::from("outbound").into()),
+            ("body".into(), text(&body)),
+            ("status".into(), Value::from("queued").into()),
+            ("tsClient".into(), Value::from(iso(ms)).into()),
+            ("tsServer".into(), FieldOp::ServerTime),
+            ("createdAtMs".into(), Value::Int(ms).into()),
+            ("clientMessageId".into(), text(&request)),
+        ],
+    );
+    let summary = Write::merge(
+        thread.path(),
+        Precondition::Any,
+        vec![
+            ("accountId".into(), Value::from(id.text()).into()),
+            ("clientJid".into(), text(&jid)),
+            ("lastMessageAt".into(), FieldOp::ServerTime),
+            ("lastMessageAtMs".into(), Value::Int(ms).into()),
+            ("lastMessageText".into(), text(&body)),
+            ("lastMessagePreview".into(), text(&body)),
+            ("lastMessageDirection".into(), Value::from("outbound").into()),
+        ],
+    );
+    Some([outbox, message, summary])
 }
 
 fn outbox_path(id: &str) -> DocPath {
