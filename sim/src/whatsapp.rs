@@ -530,6 +530,15 @@ impl WhatsApp {
         self.lines.iter().find_map(|(account, line)| Some((*account, *line.sent.get(id)?)))
     }
 
+    /// Whether a client sent the message, under an id of its own.
+    pub fn was_sent(&self, account: u16, message: MessageRef) -> bool {
+        self.lines
+            .get(&account)
+            .and_then(|line| line.threads.get(usize::from(message.thread)))
+            .and_then(|thread| thread.live.get(message.index.checked_sub(thread.old)? as usize))
+            .is_some_and(|live| live.sent)
+    }
+
     /// How many messages wait for being acknowledged.
     pub fn waiting(&self, account: u16) -> usize {
         self.lines.get(&account).map_or(0, |line| line.queue.len())

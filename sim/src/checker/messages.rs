@@ -26,6 +26,16 @@ pub(super) struct Messages {
     gone: Vec<(u16, MessageRef)>,
 }
 
+/// What is missing and could be filled.
+#[derive(Clone, Copy, Debug, Default)]
+struct Fillable {
+    messages: u32,
+    /// How many requests to the phone filling takes
+    requests: u64,
+    /// The newest of them in one of the threads
+    newest: Option<MessageRef>,
+}
+
 impl Messages {
     pub(super) fn new(scenario: &Scenario) -> Self {
         let threads = scenario.accounts.iter().map(|a| vec![Vec::new(); usize::from(a.threads)]);
@@ -233,8 +243,7 @@ impl Checker {
             .then(|| format!("shows text {text:?} instead of {texts:?}"))
     }
 
-    /// What of an account's newest history is missing although the phone could fill it, as
-    /// (messages, requests that filling takes).
+    /// What of an account's newest history is missing although the phone could fill it.
     ///
     /// Counted are messages since `since` that lie before a stored one which is not newer than
     /// `before` (both in seconds), in threads that were not given up.
@@ -245,36 +254,44 @@ impl Checker {
         depth: u32,
         store: &SimStore,
         net: &WhatsApp,
-    ) -> (u32, u32) {
+    ) -> Fillable {
         let account = self.number(position);
         let (since, before) = window;
         let page = self.policy.auto_backfill.page.min(self.policy.recent_sync.page).max(1);
-        let (mut missing, mut requests) = (0, 0);
+        let mut fillable = Fillable::default();
         for thread in 0..net.threads(account) {
             let length = net.length(account, thread);
             let from = length.saturating_sub(depth);
             let second =
                 |index| net.message(account, MessageRef { thread, index }).map_or(0, |m| m.second);
-            let has = |index| self.messages.has(position, MessageRef { thread, index });
+            // What the inbox sent has had its document from the beginning.
+            let has = |index| {
+                let message = MessageRef { thread, index };
+                self.messages.has(position, message) || net.was_sent(account, message)
+            };
             let mut anchored = false;
-            let mut here = 0_u32;
+            let (mut here, mut newest) = (0_u32, 0);
             for index in (from..length).rev() {
                 let at = second(index);
                 if at < since {
                     break;
                 }
                 if has(index) {
-                    anchored |= at <= before;
+                    // A message of our own making cannot be named to the phone.
+                    let own = net.was_sent(account, MessageRef { thread, index });
+                    anchored |= at <= before && !own;
                 } else if anchored {
+                    newest = newest.max(index);
                     here += 1;
                 }
             }
             if here > 0 && !self.given_up(position, thread, store, net) {
-                missing += here;
-                requests += 1 + here.div_ceil(page);
+                fillable.messages += here;
+                fillable.requests += 1 + u64::from(here.div_ceil(page));
+                fillable.newest = Some(MessageRef { thread, index: newest });
             }
         }
-        (missing, requests)
+        fillable
     }
 
     fn given_up(&self, position: u16, thread: u16, store: &SimStore, net: &WhatsApp) -> bool {
@@ -290,8 +307,8 @@ impl Checker {
     }
 
     /// L6: whatever could be filled since faults stopped has been. The window is the lookback of
-    /// recent sync, and the depth of the backfill if there was time for a cooldown to pass. An
-    /// account whose holes take more requests than the quiet phase has room for is not judged.
+    /// recent sync, as far as it reaches into the life of the world: what is older is no hole but
+    /// depth; and the depth of the backfill if there was time for a cooldown to pass. An account whose holes take more requests than the quiet phase has room for is not judged.
     pub(super) fn finish_holes(
         &mut self,
         at: Real,
@@ -314,22 +331,19 @@ impl Checker {
             }
             let slow = scenario.accounts[usize::from(position)].phone_max;
             let each = (self.policy.phone.spacing.as_millis() as u64).max(slow) + 2_000;
-            let window = (at.second() - lookback, settled.second());
-            let (missing, requests) = self.fillable(position, window, u32::MAX, store, net);
-            if missing > 0 && u64::from(requests) * each * 2 + cycle < room {
-                self.violate("L6", at, || {
-                    format!("account {account}: {missing} messages of the lookback are missing")
-                });
+            let since = (at.second() - lookback).max(Real::ZERO.second());
+            let window = (since, settled.second());
+            let left = self.fillable(position, window, u32::MAX, store, net);
+            if left.messages > 0 && left.requests * each * 2 + cycle < room {
+                self.violate("L6", at, || format!("account {account}, lookback: missing {left:?}"));
             }
             let auto = &self.policy.auto_backfill;
             let ticks = self.accounts.len() as u64 / u64::from(auto.max_accounts_per_tick) + 3;
             let wait = auto.cooldown.as_millis() as u64 + ticks * auto.interval.as_millis() as u64;
             let window = (i64::MIN, settled.second());
-            let (missing, requests) = self.fillable(position, window, auto.depth, store, net);
-            if missing > 0 && u64::from(requests) * each * 3 + wait < room {
-                self.violate("L6", at, || {
-                    format!("account {account}: {missing} messages of the depth are missing")
-                });
+            let left = self.fillable(position, window, auto.depth, store, net);
+            if left.messages > 0 && left.requests * each * 3 + wait < room {
+                self.violate("L6", at, || format!("account {account}, depth: missing {left:?}"));
             }
         }
     }
