@@ -4,6 +4,7 @@ pub mod chance;
 pub mod checker;
 pub mod clock;
 pub mod faults;
+pub mod model;
 pub mod queue;
 pub mod report;
 pub mod scenario;
