@@ -94,6 +94,8 @@ pub enum Broken {
     Asleep,
     /// S1: an epoch fell, or its owner changed without it
     EpochFell,
+    /// A session that was dead lives again
+    Revived,
     /// S2: two believe to own one account, or to hold the lock
     TwoOwners,
     /// S3: a write of an earlier owner was accepted
@@ -485,6 +487,16 @@ impl World {
     fn accept(&mut self, before: &SimStore, writes: &[Write], about: Option<&(AccountId, u64)>) {
         for write in writes {
             let path = &write.path;
+            let dead = |store: &SimStore| {
+                store.document(path).is_some_and(|doc| doc.str("state") == Some("dead"))
+            };
+            if path.as_str().starts_with("instances/")
+                && write.op != WriteOp::Delete
+                && dead(before)
+                && !dead(&self.store)
+            {
+                self.breaks(Broken::Revived);
+            }
             let owned = path.as_str() == "coordination/lock" || path.id() == "connection";
             if !owned || write.op == WriteOp::Verify {
                 continue;
@@ -545,9 +557,8 @@ impl World {
                 self.breaks(Broken::Asleep);
             }
             for output in outputs {
-                let cover = |id: &AccountId| {
-                    held_after.get(id).or_else(|| held_before.get(id)).copied()
-                };
+                let cover =
+                    |id: &AccountId| held_after.get(id).or_else(|| held_before.get(id)).copied();
                 match output {
                     Output::Event(Event::UnknownOutcome { .. }) => {
                         self.reached.insert(Reached::Unknown);
@@ -555,9 +566,7 @@ impl World {
                     Output::Event(Event::DeadMarked { .. }) => {
                         self.reached.insert(Reached::DeadMark);
                     }
-                    Output::Event(_)
-                    | Output::Reply(..)
-                    | Output::Stopped => {}
+                    Output::Event(_) | Output::Reply(..) | Output::Stopped => {}
                     Output::Gateway(request) => {
                         self.judge_gateway(&request, passive, cover(&request.account));
                         inputs.extend(self.gateway(n, mono, request));
@@ -575,7 +584,12 @@ impl World {
     }
 
     /// S5 and S6 of what is asked of the gateway.
-    fn judge_gateway(&mut self, request: &GatewayRequest, passive: bool, cover: Option<(u64, Mono)>) {
+    fn judge_gateway(
+        &mut self,
+        request: &GatewayRequest,
+        passive: bool,
+        cover: Option<(u64, Mono)>,
+    ) {
         if matches!(request.call, GatewayCall::Close { .. }) {
             return;
         }
