@@ -9,6 +9,7 @@ pub mod meta;
 pub mod mutants;
 pub mod picture;
 pub mod properties;
+pub mod model;
 pub mod queue;
 pub mod regression;
 pub mod report;
