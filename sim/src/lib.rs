@@ -9,6 +9,8 @@ pub mod report;
 pub mod scenario;
 pub mod store;
 pub mod swarm;
+#[cfg(madsim)]
+pub mod tier2;
 pub mod trace;
 pub mod whatsapp;
 pub mod world;
