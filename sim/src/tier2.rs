@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
+use backfill_core::id::BootId;
 use backfill_core::io::{CloseReason, Command};
 use backfill_core::policy::PolicyErrors;
 use madsim::net::{Endpoint, NetSim};
@@ -202,8 +203,15 @@ fn start(world: &World, instance: u8) {
             hinted: [false; 3],
             disturbed: false,
         });
+        let mut seed = [0; 32];
+        for (i, part) in seed.chunks_mut(8).enumerate() {
+            part.copy_from_slice(&draw(own, i as u64).to_be_bytes());
+        }
+        truth.checker.started(truth.now, instance, &BootId::derive(&seed, 0));
+        truth.trace.note(truth.now, || Entry::Started { process: number, instance });
         let policy = truth.hosts[host].policy.clone();
-        Some((node, process::Plan { number, instance, policy, own, clock: truth.own_clock(host) }))
+        let clock = truth.own_clock(host);
+        Some((node, process::Plan { number, instance, policy, seed, clock }))
     });
     if let Some((node, plan)) = made {
         let number = plan.number;

@@ -65,11 +65,11 @@ impl Client {
         handle: Handle,
         wire: Wire,
         local: Local,
-        own: u64,
+        chance: Chance,
         close_timeout: Duration,
     ) -> Self {
         let state = State {
-            chance: Chance::of(own, "client"),
+            chance,
             links: BTreeMap::new(),
             asked: BTreeMap::new(),
             chunks: BTreeMap::new(),

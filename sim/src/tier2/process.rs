@@ -17,7 +17,7 @@ use super::clock::Local;
 use super::gateway::Client;
 use super::truth::NOBODY;
 use super::wire::{InOrder, ToProcess, Wire};
-use crate::chance::draw;
+use crate::chance::Chance;
 use crate::checker::Touched;
 use crate::clock::Clock;
 use crate::scenario::Kind;
@@ -28,8 +28,8 @@ pub(super) struct Plan {
     pub(super) number: u32,
     pub(super) instance: u8,
     pub(super) policy: Policy,
-    /// Of its draws
-    pub(super) own: u64,
+    /// Of its boots and its jitter
+    pub(super) seed: [u8; 32],
     pub(super) clock: Clock,
 }
 
@@ -47,14 +47,11 @@ pub(super) fn address(process: u32) -> String {
 /// What a process does from its start to its end.
 pub(super) fn prepare(world: World, plan: Plan) -> impl Future<Output = ()> + Send {
     async move {
-        let Plan { number, instance, policy, own, clock } = plan;
+        let Plan { number, instance, policy, seed, clock } = plan;
         let endpoint = Endpoint::bind(address(number)).await.expect("its address is its own");
         let wire = Wire::new(world.clone(), number, endpoint);
-        let mut seed = [0; 32];
-        for (i, part) in seed.chunks_mut(8).enumerate() {
-            part.copy_from_slice(&draw(own, i as u64).to_be_bytes());
-        }
         let local = Local::new(clock.clone());
+        let scenario = world.look(|truth| truth.scenario.seed);
         let close_timeout = policy.close_timeout;
         let witness = Witness {
             world: world.clone(),
@@ -67,11 +64,7 @@ pub(super) fn prepare(world: World, plan: Plan) -> impl Future<Output = ()> + Se
         };
         let driver = Driver::new(policy, seed, wire.clone(), local.clone(), witness);
         let handle = driver.handle();
-        let boot = handle.look(|instance| instance.boot().clone());
-        world.look(|truth| {
-            truth.checker.started(truth.now, instance, &boot);
-            truth.trace.note(truth.now, || Entry::Started { process: number, instance });
-        });
+        let own = Chance::of(u64::from(number) ^ scenario, "client");
         let client = Client::new(handle, wire.clone(), local, own, close_timeout);
         let brought = Arc::new(Mutex::new(InOrder::default()));
         for _ in 0..EARS {
