@@ -19,6 +19,8 @@ pub mod store;
 pub mod story;
 pub mod swarm;
 pub mod timeline;
+#[cfg(madsim)]
+pub mod tier2;
 pub mod trace;
 pub mod variant;
 pub mod whatsapp;

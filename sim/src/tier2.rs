@@ -1,0 +1,435 @@
+//! Tier 2: the driver and the core in processes of their own, each a node of a simulated network.
+//!
+//! Every process runs what production runs, the [driver](backfill_driver) with its tasks, timeouts
+//! and cancellations; the store and WhatsApp are other nodes, reached by messages only. Scenarios
+//! and checker are those of tier 1.
+
+mod clock;
+mod gateway;
+mod process;
+mod store;
+mod truth;
+mod whatsapp;
+mod wire;
+
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+use backfill_core::id::BootId;
+use backfill_core::io::{CloseReason, Command};
+use backfill_core::policy::PolicyErrors;
+use madsim::net::{Endpoint, NetSim};
+use madsim::runtime::{Handle, Runtime};
+use madsim::time::TimeHandle;
+
+use self::truth::{Process, State, Truth};
+use self::wire::{PEOPLE, STORE, ToProcess, WHATSAPP, send};
+use crate::chance::draw;
+use crate::clock::Real;
+use crate::report::Report;
+use crate::scenario::{AccountPlan, Ask, Kind, Scenario, Target};
+use crate::trace::{Entry, Trace};
+use crate::whatsapp::ConnKey;
+use crate::world::{is_event, node, people};
+
+/// Runs a world to its end, on a thread of its own: what a thread keeps would make the next world
+/// another one.
+///
+/// # Errors
+/// What is wrong with the scenario's settings.
+///
+/// # Panics
+/// If a process does.
+pub fn run(scenario: Scenario, trace: Trace) -> Result<(Report, Trace), PolicyErrors> {
+    let world = std::thread::Builder::new()
+        .name(format!("world {}", scenario.seed))
+        .spawn(move || {
+            let mut config = madsim::Config::default();
+            config.net.send_latency = Duration::from_millis(1)..Duration::from_millis(6);
+            let runtime = Runtime::with_seed_and_config(scenario.seed, config);
+            runtime.block_on(direct(scenario, trace))
+        })
+        .expect("a thread can be started");
+    match world.join() {
+        Ok(end) => end,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// Reaches what is true from everywhere in the world.
+#[derive(Clone)]
+struct World {
+    truth: Arc<Mutex<Option<Truth>>>,
+    time: TimeHandle,
+}
+
+/// What the director brings about.
+#[derive(Clone, Copy, Debug)]
+enum Ev {
+    CheckOwners,
+    End,
+    Fault(u32, bool),
+    Kill(u32),
+    Node(node::Step),
+    Operation(u32),
+    Outbox(u16),
+    Resume(u32, Real),
+    Start(u8),
+}
+
+impl World {
+    /// Looks at what is true now.
+    fn look<T>(&self, look: impl FnOnce(&mut Truth) -> T) -> T {
+        let mut truth = self.truth.lock().unwrap_or_else(PoisonError::into_inner);
+        let truth = truth.as_mut().expect("the world has not ended");
+        truth.now = clock::real(&self.time);
+        truth.faults.advance(truth.now);
+        let seen = look(truth);
+        truth.carry();
+        seen
+    }
+}
+
+async fn direct(scenario: Scenario, trace: Trace) -> Result<(Report, Trace), PolicyErrors> {
+    let truth = Truth::new(scenario, trace)?;
+    let time = TimeHandle::current();
+    let world = World { truth: Arc::new(Mutex::new(Some(truth))), time };
+    let place = |name: &str, at: &str| {
+        let ip = at.split(':').next().and_then(|ip| ip.parse().ok());
+        Handle::current().create_node().name(name).ip(ip.expect("an address")).build()
+    };
+    place("store", STORE).spawn(store::serve(world.clone()));
+    place("whatsapp", WHATSAPP).spawn(whatsapp::serve(world.clone()));
+    let people = place("people", PEOPLE);
+    let desk = people
+        .spawn(async { Endpoint::bind(PEOPLE).await.expect("nobody else is there") })
+        .await
+        .expect("binding does not end the node");
+
+    world.look(plan_ahead);
+    let mut node = node::Node::default();
+    loop {
+        let event = poll_fn(|cx| {
+            world.look(|truth| {
+                let Some(at) = truth.plan.next() else { return Poll::Ready(Ev::End) };
+                if at <= truth.now {
+                    return Poll::Ready(truth.plan.pop().map_or(Ev::End, |(_, event)| event));
+                }
+                truth.director = Some(cx.waker().clone());
+                clock::alarm(&world.time, at, cx.waker());
+                Poll::Pending
+            })
+        })
+        .await;
+        match event {
+            Ev::CheckOwners => world.look(|t| t.checker.check_owners(t.now, &t.net)),
+            Ev::End => break,
+            Ev::Fault(i, on) => {
+                world.look(|t| t.trace_fault(i, on));
+                fault(&world, &desk, i, on);
+            }
+            Ev::Kill(p) => world.look(|t| t.end(p, false)),
+            Ev::Node(step) => world.look(|t| t.node_step(&mut node, step)),
+            Ev::Operation(i) => operate(&world, &desk, i),
+            Ev::Outbox(account) => world.look(|t| t.put_in_outbox(account)),
+            Ev::Resume(p, until) => world.look(|t| t.resume(p, until)),
+            Ev::Start(instance) => start(&world, instance),
+        }
+    }
+    let truth = world.truth.lock().unwrap_or_else(PoisonError::into_inner).take();
+    Ok(truth.expect("the world ends once").finish())
+}
+
+fn plan_ahead(truth: &mut Truth) {
+    let scenario = truth.scenario.clone();
+    for instance in &scenario.instances {
+        truth.schedule(instance.start, Ev::Start(instance.id));
+    }
+    for (i, fault) in scenario.faults.iter().enumerate() {
+        let end = scenario.fault_end(fault);
+        let happens = is_event(fault.kind) || matches!(fault.kind, Kind::StorePartition { .. });
+        if happens && fault.from < end {
+            truth.schedule(fault.from, Ev::Fault(i as u32, true));
+            if end != Real::NEVER {
+                truth.schedule(end, Ev::Fault(i as u32, false));
+            }
+        }
+    }
+    for (i, operation) in scenario.operations.iter().enumerate() {
+        truth.schedule(operation.at, Ev::Operation(i as u32));
+    }
+    for account in &scenario.accounts {
+        if let Some(wait) = truth.next_send(account.id) {
+            truth.schedule(Real(wait), Ev::Outbox(account.id));
+        }
+    }
+    let handed_over = truth.checker.handed_over();
+    if handed_over < scenario.end {
+        truth.schedule(handed_over, Ev::CheckOwners);
+    }
+    if let Some(plan) = &scenario.node {
+        truth.schedule(plan.start, Ev::Node(node::Step::Look));
+        truth.schedule(plan.end, Ev::Node(node::Step::End));
+    }
+    truth.schedule(scenario.end, Ev::End);
+}
+
+/// Starts a process of an instance, unless one runs.
+fn start(world: &World, instance: u8) {
+    let made = world.look(|truth| {
+        let host = truth.hosts.iter().position(|host| host.plan.id == instance)?;
+        if truth.hosts[host].current.is_some() {
+            return None;
+        }
+        let number = truth.processes.len() as u32;
+        truth.hosts[host].current = Some(number);
+        truth.hosts[host].starts += 1;
+        let own =
+            draw(draw(truth.scenario.seed, 0x9000 + u64::from(instance)), truth.hosts[host].starts);
+        let node = Handle::current()
+            .create_node()
+            .name(format!("process {number}"))
+            .ip(process::ip(number))
+            .build();
+        truth.processes.push(Process {
+            node: node.id(),
+            host,
+            instance,
+            state: State::Running,
+            connections: std::collections::BTreeSet::new(),
+            asked: Vec::new(),
+            hinted: [false; 3],
+            disturbed: false,
+        });
+        let mut seed = [0; 32];
+        for (i, part) in seed.chunks_mut(8).enumerate() {
+            part.copy_from_slice(&draw(own, i as u64).to_be_bytes());
+        }
+        truth.checker.started(truth.now, instance, &BootId::derive(&seed, 0));
+        truth.trace.note(truth.now, || Entry::Started { process: number, instance });
+        let policy = truth.hosts[host].policy.clone();
+        let clock = truth.own_clock(host);
+        Some((node, process::Plan { number, instance, policy, seed, clock }))
+    });
+    if let Some((node, plan)) = made {
+        let number = plan.number;
+        let driver = process::prepare(world.clone(), plan);
+        partition(world, number);
+        node.spawn(driver);
+    }
+}
+
+/// Sees to it that the network between a process and the store is as the fault plan wants it.
+fn partition(world: &World, p: u32) {
+    let handle = Handle::current();
+    let Some(store) = handle.get_node("store").map(|node| node.id()) else { return };
+    let network = NetSim::current();
+    world.look(|truth| {
+        let (node, instance) = {
+            let process = &truth.processes[p as usize];
+            (process.node, process.instance)
+        };
+        for (requests, from, to) in [(true, node, store), (false, store, node)] {
+            if truth.faults.on(Kind::StorePartition { requests }, instance, truth::NOBODY) {
+                network.clog_link(from, to);
+            } else {
+                network.unclog_link(from, to);
+            }
+        }
+    });
+}
+
+fn fault(world: &World, desk: &Endpoint, i: u32, on: bool) {
+    let (fault, end, hosts, accounts) = world.look(|t| t.targets(i));
+    match fault.kind {
+        Kind::Crash | Kind::HostReboot { .. } => {
+            if on && matches!(fault.kind, Kind::HostReboot { .. }) {
+                world.look(|t| t.checker.clock_changed(None));
+            }
+            for (instance, current) in hosts {
+                match (on, current) {
+                    (true, Some(p)) => world.look(|t| t.end(p, false)),
+                    (false, None) => start(world, instance),
+                    _ => {}
+                }
+            }
+        }
+        Kind::Pause | Kind::Freeze if on => {
+            for (instance, p) in hosts.into_iter().filter_map(|(i, p)| Some((i, p?))) {
+                world.look(|t| {
+                    if fault.kind == Kind::Freeze {
+                        t.checker.clock_changed(Some(instance));
+                    }
+                    t.pause(p, end);
+                });
+            }
+        }
+        Kind::Stop => {
+            for (instance, current) in hosts {
+                match (on, current) {
+                    (true, Some(p)) => {
+                        world.look(|t| t.stopping(p));
+                        command(desk, p, Command::Stop);
+                    }
+                    (false, None) => start(world, instance),
+                    _ => {}
+                }
+            }
+        }
+        Kind::StorePartition { .. } => {
+            for p in hosts.into_iter().filter_map(|(_, p)| p) {
+                world.look(|t| t.processes[p as usize].disturbed = true);
+                partition(world, p);
+            }
+        }
+        _ if on => world.look(|t| t.whatsapp_fault(fault, &accounts)),
+        _ => {}
+    }
+}
+
+fn operate(world: &World, desk: &Endpoint, i: u32) {
+    let (operation, current) = world.look(|truth| {
+        let operation = truth.scenario.operations[i as usize].clone();
+        let host = truth.hosts.iter().find(|host| host.plan.id == operation.instance);
+        let current = host.and_then(|host| host.current);
+        (operation, current)
+    });
+    let account = AccountPlan::account(operation.account);
+    let asked = match operation.ask {
+        Ask::Backfill => Command::Backfill(account),
+        Ask::Delete => Command::DeleteAccount(account),
+        Ask::RegenerateQr => Command::RegenerateQr(account),
+    };
+    if let Some(p) = current {
+        command(desk, p, asked);
+    }
+}
+
+/// A command is on its way to a process; it waits there if the process stands still.
+fn command(desk: &Endpoint, p: u32, command: Command) {
+    let desk = desk.clone();
+    madsim::task::spawn(async move {
+        send(&desk, &process::address(p), ToProcess::Command(command)).await;
+    });
+}
+
+type Targets = (crate::scenario::Fault, Real, Vec<(u8, Option<u32>)>, Vec<u16>);
+
+impl Truth {
+    fn trace_fault(&mut self, i: u32, on: bool) {
+        let fault = self.scenario.faults[i as usize];
+        self.trace.note(self.now, || Entry::Fault { fault, on });
+        if on {
+            self.faults.count(fault.kind);
+        }
+    }
+
+    /// A fault, its end, and whom it meets: instances with their processes, and accounts.
+    fn targets(&self, i: u32) -> Targets {
+        let fault = self.scenario.faults[i as usize];
+        let hosts = self.hosts.iter().filter(|host| match fault.target {
+            Target::All => true,
+            Target::Instance(id) => host.plan.id == id,
+            Target::Account(_) => false,
+        });
+        let accounts = self.scenario.accounts.iter().map(|account| account.id);
+        let meets = |id: &u16| match fault.target {
+            Target::Account(account) => account == *id,
+            Target::All => true,
+            Target::Instance(_) => false,
+        };
+        (
+            fault,
+            self.scenario.fault_end(&fault),
+            hosts.map(|host| (host.plan.id, host.current)).collect(),
+            accounts.filter(meets).collect(),
+        )
+    }
+
+    fn whatsapp_fault(&mut self, fault: crate::scenario::Fault, accounts: &[u16]) {
+        match fault.kind {
+            Kind::ForeignClient => {
+                for account in accounts {
+                    // Another client takes the account's connection, and leaves soon.
+                    let key = ConnKey { process: u32::MAX, request: self.now.0 };
+                    self.note_disconnected(*account);
+                    self.net.open(self.now, *account, key, u8::MAX, &mut self.faults);
+                    self.net.close(*account, key);
+                }
+            }
+            Kind::LoggedOut => {
+                for account in accounts {
+                    self.note_disconnected(*account);
+                    self.net.log_out(self.now, *account);
+                }
+            }
+            Kind::WaDown => {
+                let all: Vec<u16> = self.scenario.accounts.iter().map(|a| a.id).collect();
+                for account in all {
+                    let by = self.net.connection(account).map(|key| key.process);
+                    let of_instance = |p: u32| {
+                        let process = self.processes.get(p as usize);
+                        process.is_some_and(|p| fault.target == Target::Instance(p.instance))
+                    };
+                    if accounts.contains(&account) || by.is_some_and(of_instance) {
+                        self.note_disconnected(account);
+                        self.net.cut(self.now, account, CloseReason::Lost);
+                    }
+                }
+            }
+            Kind::WaSilent => {
+                for account in accounts {
+                    self.net.silence(self.now, *account);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn stopping(&mut self, p: u32) {
+        self.checker.stopping(self.now, p);
+        let process = &mut self.processes[p as usize];
+        // A process that stands still hears of it later.
+        process.disturbed |= process.state != State::Running;
+        let policy = &self.hosts[process.host].policy;
+        let patience = policy.stop_timeout.as_millis() as u64 * 3;
+        let end = self.now.after(patience);
+        self.schedule(end, Ev::Kill(p));
+    }
+
+    fn next_send(&mut self, account: u16) -> Option<u64> {
+        let plan = self.scenario.accounts.iter().find(|a| a.id == account)?;
+        if plan.sends == 0 || plan.threads == 0 {
+            return None;
+        }
+        Some(1 + self.people.waiting(24 * 3_600_000 / u64::from(plan.sends)))
+    }
+
+    fn put_in_outbox(&mut self, account: u16) {
+        if let Some(wait) = self.next_send(account) {
+            let next = self.now.after(wait);
+            self.schedule(next, Ev::Outbox(account));
+        }
+        let now = self.store_clock.store(self.now);
+        let writes = people::new_outbox(&mut self.people, &self.net, account, now);
+        if let Some(writes) = writes {
+            self.commit(None, None, false, &writes)
+                .expect("a random id is new, and nothing else can be refused");
+        }
+    }
+
+    fn node_step(&mut self, node: &mut node::Node, step: node::Step) {
+        let Some(plan) = self.scenario.node.clone() else { return };
+        let doc = self.store.document(&node::lock_path()).cloned();
+        let (write, wait) = node.step(&plan, self.now, step, doc.as_deref());
+        if let Some(write) = write {
+            self.commit(None, None, false, &[write]).expect("nothing is required");
+        }
+        if let Some(wait) = wait {
+            let next = self.now.after(wait);
+            self.schedule(next, Ev::Node(node::Step::Look));
+        }
+    }
+}

@@ -1,0 +1,320 @@
+//! What is true in the world, and the checker's look at it. Processes never see it: the servers
+//! keep their state here, the director brings about what happens, and witnesses report.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::task::Waker;
+
+use backfill_core::doc::{Document, Precondition, Version, Write, WriteOp};
+use backfill_core::id::Epoch;
+use backfill_core::io::Hint;
+use backfill_core::policy::{Policy, PolicyErrors};
+use backfill_core::time::StoreTime;
+use backfill_driver::port::StoreError;
+use madsim::runtime::Handle;
+use madsim::task::NodeId;
+
+use super::Ev;
+use super::wire::{Asked, Chunk};
+use crate::chance::Chance;
+use crate::checker::{Applied, Checker};
+use crate::clock::{Clock, ClockPlan, Real};
+use crate::faults::{FaultPlan, NO_INSTANCE};
+use crate::queue::Queue;
+use crate::report::{Report, fault_counts};
+use crate::scenario::{InstancePlan, Kind, Scenario};
+use crate::store::SimStore;
+use crate::trace::{Entry, Trace};
+use crate::whatsapp::{ConnKey, Out, WhatsApp};
+use crate::world::{own_clock, people, store_clock};
+
+pub(super) struct Truth {
+    pub(super) scenario: Scenario,
+    pub(super) now: Real,
+    pub(super) faults: FaultPlan,
+    pub(super) store: SimStore,
+    pub(super) store_clock: Clock,
+    pub(super) net: WhatsApp,
+    pub(super) hosts: Vec<Host>,
+    pub(super) processes: Vec<Process>,
+    pub(super) checker: Checker,
+    pub(super) trace: Trace,
+    pub(super) spool: std::collections::BTreeMap<(u16, u64), Arc<Chunk>>,
+    pub(super) next_chunk: u64,
+    pub(super) people: Chance,
+    pub(super) events: u64,
+    /// What WhatsApp does next
+    pub(super) later: Queue<Out>,
+    pub(super) whatsapp: Option<Waker>,
+    /// What the director does next
+    pub(super) plan: Queue<Ev>,
+    pub(super) director: Option<Waker>,
+    /// What the store is to tell to whom
+    pub(super) hints: Vec<(u32, Hint)>,
+    before: Vec<Option<Arc<Document>>>,
+}
+
+/// Where processes of one instance run.
+pub(super) struct Host {
+    pub(super) plan: InstancePlan,
+    pub(super) policy: Policy,
+    pub(super) current: Option<u32>,
+    pub(super) starts: u64,
+}
+
+/// One run of the program.
+pub(super) struct Process {
+    pub(super) node: NodeId,
+    pub(super) host: usize,
+    pub(super) instance: u8,
+    pub(super) state: State,
+    pub(super) connections: BTreeSet<(u16, u64)>,
+    /// Commits that its core asked for and that have not left
+    pub(super) asked: Vec<Asked>,
+    pub(super) hinted: [bool; 3],
+    /// Something has disturbed it since it was told to stop
+    pub(super) disturbed: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    Dead,
+    Paused(Real),
+    Running,
+}
+
+impl Truth {
+    pub(super) fn new(scenario: Scenario, trace: Trace) -> Result<Self, PolicyErrors> {
+        let mut hosts = Vec::new();
+        for plan in &scenario.instances {
+            let policy = scenario.policy(plan)?;
+            hosts.push(Host { policy, plan: plan.clone(), current: None, starts: 0 });
+        }
+        let spare = InstancePlan {
+            id: NO_INSTANCE,
+            label: "spare".into(),
+            start: Real::ZERO,
+            clock: ClockPlan::default(),
+        };
+        let policy = match hosts.first() {
+            Some(host) => host.policy.clone(),
+            None => scenario.policy(&spare)?,
+        };
+        let mut truth = Self {
+            now: Real::ZERO,
+            faults: FaultPlan::new(&scenario),
+            store: SimStore::new(),
+            store_clock: Clock::new(&store_clock(&scenario)),
+            net: WhatsApp::new(scenario.seed, &scenario.accounts),
+            hosts,
+            processes: Vec::new(),
+            checker: Checker::new(&scenario, &policy),
+            trace,
+            spool: std::collections::BTreeMap::new(),
+            next_chunk: 1,
+            people: Chance::of(scenario.seed, "people"),
+            events: 0,
+            later: Queue::new(),
+            whatsapp: None,
+            plan: Queue::new(),
+            director: None,
+            hints: Vec::new(),
+            before: Vec::new(),
+            scenario,
+        };
+        for i in 0..truth.scenario.accounts.len() {
+            let account = &truth.scenario.accounts[i];
+            let write = people::new_account(account.id, account.linked);
+            truth.commit(None, None, false, &[write]).expect("a new world has no accounts yet");
+        }
+        Ok(truth)
+    }
+
+    pub(super) fn own_clock(&self, host: usize) -> Clock {
+        Clock::new(&own_clock(&self.scenario, &self.hosts[host].plan))
+    }
+
+    /// Moves what WhatsApp wants to happen into its queue.
+    pub(super) fn carry(&mut self) {
+        if !self.net.has_output() {
+            return;
+        }
+        for (at, out) in self.net.take() {
+            self.later.push(at, out);
+        }
+        if let Some(waker) = self.whatsapp.take() {
+            waker.wake();
+        }
+    }
+
+    /// Has the director do something.
+    pub(super) fn schedule(&mut self, at: Real, event: Ev) {
+        self.plan.push(at, event);
+        if let Some(waker) = self.director.take() {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn is_alive(&self, process: u32) -> bool {
+        self.processes.get(process as usize).is_some_and(|p| p.state != State::Dead)
+    }
+
+    /// A process stands still from now on.
+    pub(super) fn pause(&mut self, p: u32, until: Real) {
+        let process = &mut self.processes[p as usize];
+        match process.state {
+            State::Dead => return,
+            State::Paused(old) if old >= until => return,
+            State::Paused(_) | State::Running => {}
+        }
+        process.state = State::Paused(until);
+        process.disturbed = true;
+        Handle::current().pause(process.node);
+        self.checker.paused(self.now, p);
+        self.trace.note(self.now, || Entry::Paused { process: p, until });
+        self.schedule(until, Ev::Resume(p, until));
+    }
+
+    pub(super) fn resume(&mut self, p: u32, until: Real) {
+        let process = &mut self.processes[p as usize];
+        if process.state != State::Paused(until) {
+            return;
+        }
+        process.state = State::Running;
+        self.checker.resumed(self.now, p);
+        self.trace.note(self.now, || Entry::Resumed { process: p });
+        Handle::current().resume(process.node);
+    }
+
+    /// A process is no more: its memory is gone, and its sockets are closed.
+    pub(super) fn end(&mut self, p: u32, graceful: bool) {
+        let process = &mut self.processes[p as usize];
+        if process.state == State::Dead {
+            return;
+        }
+        process.state = State::Dead;
+        let (node, disturbed) = (process.node, process.disturbed);
+        self.hosts[process.host].current = None;
+        for (account, request) in std::mem::take(&mut process.connections) {
+            self.net.close(account, ConnKey { process: p, request });
+        }
+        self.checker.ended(self.now, p, graceful, disturbed);
+        self.trace.note(self.now, || Entry::Ended { process: p, graceful });
+        Handle::current().kill(node);
+    }
+
+    /// WhatsApp ends the account's connection, whoever has it.
+    pub(super) fn note_disconnected(&mut self, account: u16) {
+        if let Some(key) = self.net.connection(account) {
+            self.checker.disconnected(self.now, key.process, account);
+        }
+    }
+
+    /// A process sends a commit: whether its core asked for it, and the epoch under which it owns
+    /// the account that it is about.
+    pub(super) fn sends(&mut self, p: u32, writes: &[Write]) -> (bool, Option<Epoch>) {
+        let asked = &mut self.processes[p as usize].asked;
+        let Some(i) = asked.iter().position(|(_, w)| w == writes) else { return (false, None) };
+        asked.swap_remove(i);
+        let about = |write: &Write| {
+            let rest = write.path.as_str().strip_prefix("accounts/")?;
+            (!rest.ends_with("/leases/connection")).then(|| self.checker.position_of(rest))
+        };
+        let position = writes.iter().filter(|w| w.op != WriteOp::Verify).find_map(about);
+        (true, position.and_then(|position| self.checker.epoch_of(p, position)))
+    }
+
+    /// Commits, and has the checker look at it.
+    pub(super) fn commit(
+        &mut self,
+        process: Option<u32>,
+        epoch: Option<Epoch>,
+        late: bool,
+        writes: &[Write],
+    ) -> Result<(StoreTime, Vec<Option<Version>>), StoreError> {
+        let now = self.store_clock.store(self.now);
+        let mut before = std::mem::take(&mut self.before);
+        before.clear();
+        before.extend(writes.iter().map(|write| match write.precondition {
+            // If it holds there is nothing before.
+            Precondition::Absent => None,
+            _ => self.store.document(&write.path).cloned(),
+        }));
+        let result = self.store.commit(now, writes);
+        let commit_time = result.as_ref().map_or(now, |committed| committed.commit_time);
+        let applied =
+            Applied { at: self.now, commit_time, process, epoch, late, writes, before: &before };
+        match &result {
+            Ok(_) => {
+                self.checker.applied(&applied, &self.store);
+                self.give_hints(process, writes, &before);
+            }
+            Err(_) => self.checker.refused(&applied),
+        }
+        self.trace.note(self.now, || Entry::Commit {
+            process,
+            applied: result.is_ok(),
+            late,
+            writes: writes.to_vec(),
+        });
+        self.before = before;
+        result.map(|committed| (committed.commit_time, committed.versions))
+    }
+
+    fn give_hints(&mut self, by: Option<u32>, writes: &[Write], before: &[Option<Arc<Document>>]) {
+        for (write, before) in writes.iter().zip(before) {
+            let path = write.path.as_str();
+            let hint = if write.op == WriteOp::Verify || path.starts_with("threads/") {
+                continue;
+            } else if path == "coordination/lock" {
+                Hint::Lock
+            } else if path.starts_with("outbox/") {
+                Hint::Outbox
+            } else if path.starts_with("accounts/") && path.matches('/').count() == 1 {
+                let status = |doc: &Document| doc.value("status").cloned();
+                let after = self.store.document(&write.path);
+                if after.and_then(|doc| status(doc)) == before.as_deref().and_then(status) {
+                    continue;
+                }
+                Hint::Accounts
+            } else {
+                continue;
+            };
+            for i in 0..self.hosts.len() {
+                let Some(p) = self.hosts[i].current.filter(|p| Some(*p) != by) else { continue };
+                let process = &mut self.processes[p as usize];
+                let instance = process.instance;
+                if process.hinted[hint as usize]
+                    || self.faults.strikes(Kind::HintsLost, instance, NOBODY).is_some()
+                {
+                    continue;
+                }
+                self.processes[p as usize].hinted[hint as usize] = true;
+                self.hints.push((p, hint));
+            }
+        }
+    }
+
+    /// The end of the world, and what came of it.
+    pub(super) fn finish(mut self) -> (Report, Trace) {
+        self.now = self.scenario.end;
+        self.checker.finish(self.now, &self.scenario, &self.store, &self.net);
+        for violation in self.checker.violations() {
+            self.trace.note(violation.at, || Entry::Violation {
+                check: violation.check,
+                text: violation.text.clone(),
+            });
+        }
+        let report = Report {
+            seed: self.scenario.seed,
+            violations: self.checker.violations().to_vec(),
+            sometimes: self.checker.sometimes().clone(),
+            faults: fault_counts(self.faults.struck()),
+            events: self.events,
+            simulated_ms: self.now.0,
+        };
+        (report, self.trace)
+    }
+}
+
+pub(super) const NOBODY: u16 = crate::faults::NO_ACCOUNT;

@@ -1,0 +1,263 @@
+//! WhatsApp's node: it hears processes, and brings them what the network has for them.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+
+use backfill_core::incoming::SyncSource;
+use backfill_core::io::{Answer, Rejection};
+use madsim::net::Endpoint;
+
+use super::truth::Truth;
+use super::wire::{
+    AskWhatsApp, Brought, Chunk, InOrder, Reply, ToProcess, ToWhatsApp, WHATSAPP, receive, send,
+};
+use super::{World, clock, process};
+use crate::chance::Chance;
+use crate::scenario::Kind;
+use crate::trace::Entry;
+use crate::whatsapp::{ConnKey, Delivery, MessageRef, Out};
+use crate::world::intake;
+
+/// So many messages are on their way from the network card to the program at once.
+const EARS: usize = 4;
+
+pub(super) async fn serve(world: World) {
+    let endpoint = Endpoint::bind(WHATSAPP).await.expect("nobody else is there");
+    let chance = Chance::of(world.look(|truth| truth.scenario.seed), "whatsapp");
+    let heard = Arc::new(Mutex::new(Heard { in_order: BTreeMap::new(), chance }));
+    for _ in 0..EARS {
+        let server = Server { world: world.clone(), endpoint: endpoint.clone() };
+        madsim::task::spawn(server.listen(Arc::clone(&heard)));
+    }
+    Server { world, endpoint }.bring().await;
+}
+
+struct Server {
+    world: World,
+    endpoint: Endpoint,
+}
+
+struct Heard {
+    /// By process
+    in_order: BTreeMap<u32, InOrder<ToWhatsApp>>,
+    chance: Chance,
+}
+
+impl Server {
+    async fn listen(self, heard: Arc<Mutex<Heard>>) {
+        loop {
+            let message: ToWhatsApp = receive(&self.endpoint).await;
+            let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
+            let Heard { in_order, chance } = &mut *heard;
+            let line = in_order.entry(message.process).or_default();
+            line.arrived(message.number, message);
+            while let Some(ToWhatsApp { process, id, account, ask, .. }) = line.next() {
+                let answer = self.world.look(|truth| truth.hear(process, account, ask, chance));
+                let endpoint = self.endpoint.clone();
+                madsim::task::spawn(async move {
+                    let answer = ToProcess::Answer(id, Reply::Answer(answer));
+                    send(&endpoint, &process::address(process), answer).await;
+                });
+            }
+        }
+    }
+
+    /// Carries out what is to happen, when its time comes.
+    async fn bring(self) {
+        let mut numbers: BTreeMap<u32, u64> = BTreeMap::new();
+        loop {
+            let out = poll_fn(|cx| {
+                self.world.look(|truth| {
+                    match truth.later.next() {
+                        Some(at) if at <= truth.now => {
+                            if let Some((_, out)) = truth.later.pop() {
+                                return Poll::Ready(out);
+                            }
+                        }
+                        Some(at) => clock::alarm(&self.world.time, at, cx.waker()),
+                        None => {}
+                    }
+                    truth.whatsapp = Some(cx.waker().clone());
+                    Poll::Pending
+                })
+            })
+            .await;
+            match out {
+                Out::Deliver(account, key, delivery) => {
+                    let brought = self.world.look(|truth| truth.bring(account, key, delivery));
+                    let Some(brought) = brought else { continue };
+                    let number = numbers.entry(key.process).or_insert(0);
+                    let connection = key.request;
+                    let message =
+                        ToProcess::Brought { number: *number, account, connection, brought };
+                    *number += 1;
+                    let endpoint = self.endpoint.clone();
+                    madsim::task::spawn(async move {
+                        send(&endpoint, &process::address(key.process), message).await;
+                    });
+                }
+                Out::Later(account, later) => self.world.look(|truth| {
+                    truth.net.handle(truth.now, account, later, &mut truth.faults);
+                }),
+            }
+        }
+    }
+}
+
+impl Truth {
+    /// What a process says to WhatsApp.
+    fn hear(&mut self, p: u32, account: u16, ask: AskWhatsApp, chance: &mut Chance) -> Answer {
+        self.events += 1;
+        if !self.is_alive(p) {
+            return Answer::Unknown; // The connection it came over is closed.
+        }
+        let instance = self.processes[p as usize].instance;
+        let key = |request| ConnKey { process: p, request };
+        let uncertain = matches!(
+            ask,
+            AskWhatsApp::Connect { .. } | AskWhatsApp::History { .. } | AskWhatsApp::Send { .. }
+        ) && self.faults.strikes(Kind::GatewayUnknown, instance, account).is_some();
+        if uncertain && chance.permille(500) {
+            return Answer::Unknown;
+        }
+        let done = match ask {
+            AskWhatsApp::Acknowledge { connection, messages } => {
+                self.net.acknowledge(account, key(connection), &messages);
+                true
+            }
+            AskWhatsApp::Close { connection } => {
+                self.net.close(account, key(connection));
+                self.processes[p as usize].connections.remove(&(account, connection));
+                self.checker.disconnected(self.now, p, account);
+                self.trace.note(self.now, || Entry::Connection {
+                    process: p,
+                    account,
+                    open: false,
+                });
+                true
+            }
+            AskWhatsApp::Connect { connection } => {
+                let opening =
+                    self.net.open(self.now, account, key(connection), instance, &mut self.faults);
+                if !opening.unreachable {
+                    self.processes[p as usize].connections.insert((account, connection));
+                    let replaced = opening.replaced.map(|old| old.process);
+                    self.checker.connected(self.now, p, account, replaced);
+                    self.trace.note(self.now, || Entry::Connection {
+                        process: p,
+                        account,
+                        open: true,
+                    });
+                }
+                !opening.unreachable
+            }
+            AskWhatsApp::History { connection, request, thread, anchor, count } => {
+                let named = (anchor.id.as_str(), anchor.second, anchor.from_me);
+                let (net, faults) = (&mut self.net, &mut self.faults);
+                let key = key(connection);
+                let sent =
+                    net.ask_history(self.now, account, key, request, &thread, named, count, faults);
+                if sent {
+                    self.checker.phone_asked(self.now, p, account);
+                    self.trace.note(self.now, || Entry::Phone {
+                        account,
+                        process: p,
+                        request,
+                        messages: None,
+                    });
+                }
+                sent
+            }
+            AskWhatsApp::Logout => {
+                self.note_disconnected(account);
+                self.net.log_out(self.now, account);
+                true
+            }
+            AskWhatsApp::Send { connection, outbox, thread, wa_id } => {
+                let sent = self.net.send(self.now, account, key(connection), &thread, &wa_id);
+                if sent {
+                    self.checker.sent(self.now, p, &outbox, &wa_id);
+                }
+                sent
+            }
+        };
+        match (uncertain, done) {
+            (true, _) => Answer::Unknown,
+            (false, true) => Answer::Done,
+            (false, false) => Answer::Rejected(Rejection::Unavailable),
+        }
+    }
+
+    /// What a delivery looks like to the client it reaches; `None` if there is nobody.
+    fn bring(&mut self, account: u16, key: ConnKey, delivery: Delivery) -> Option<Brought> {
+        self.events += 1;
+        if !self.is_alive(key.process) {
+            return None;
+        }
+        let record =
+            |message: MessageRef, source| intake::record(&self.net, account, message, source);
+        Some(match delivery {
+            Delivery::Chunk(number) => {
+                let chunk = self.next_chunk;
+                self.next_chunk += 1;
+                let content: Chunk = self
+                    .net
+                    .chunk(account, number)
+                    .iter()
+                    .map(|stretch| {
+                        let messages = intake::messages(*stretch).into_iter();
+                        let records =
+                            messages.filter_map(|m| record(m, SyncSource::HistorySync)).collect();
+                        (stretch.from > 0, records)
+                    })
+                    .collect();
+                Brought::Chunk(chunk, Arc::new(content))
+            }
+            Delivery::ChunkMissing => Brought::ChunkMissing,
+            Delivery::Closed(reason) => {
+                self.processes[key.process as usize].connections.remove(&(account, key.request));
+                self.net.close(account, key);
+                self.checker.disconnected(self.now, key.process, account);
+                Brought::Closed(reason)
+            }
+            Delivery::Live(message) => {
+                Brought::Live(message, record(message, SyncSource::Realtime)?)
+            }
+            Delivery::Offline(messages) => Brought::Offline(
+                messages
+                    .iter()
+                    .filter_map(|m| Some((*m, record(*m, SyncSource::Realtime)?)))
+                    .collect(),
+            ),
+            Delivery::OfflineEnd(announced) => Brought::OfflineEnd(announced),
+            Delivery::Opened => Brought::Opened,
+            Delivery::Page(page) => {
+                let (process, request) = page.asker;
+                let messages = page.stretch.to - page.stretch.from;
+                self.trace.note(self.now, || Entry::Phone {
+                    account,
+                    process,
+                    request,
+                    messages: Some(messages),
+                });
+                Brought::Page {
+                    asker: page.asker,
+                    thread: self.net.thread_id(account, page.stretch.thread)?,
+                    more: page.more,
+                    records: intake::messages(page.stretch)
+                        .into_iter()
+                        .filter_map(|m| record(m, SyncSource::Backfill))
+                        .collect(),
+                }
+            }
+            Delivery::Paired => Brought::Paired,
+            Delivery::Pairing => Brought::Pairing,
+            Delivery::Undecryptable(message) => Brought::Undecryptable {
+                thread: self.net.thread_id(account, message.thread)?,
+                second: self.net.message(account, message)?.second,
+            },
+        })
+    }
+}
