@@ -17,7 +17,7 @@ pub fn history(chats: std::ops::Range<u32>, per_chat: u32) -> Vec<Record> {
             key: Key {
                 id: format_smolstr!("3EB0{chat:08X}{n:08X}"),
                 remote_jid: format_smolstr!("4915{chat:08}@s.whatsapp.net"),
-                from_me: n % 3 == 0,
+                from_me: n.is_multiple_of(3),
                 participant: None,
             },
             timestamp: 1_700_000_000 + i64::from(n) * 60,

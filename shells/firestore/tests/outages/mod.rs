@@ -77,11 +77,12 @@ impl Drop for Stopped {
 async fn a_silent_server_costs_a_deadline() {
     let emulator = Emulator::start_private().unwrap();
     let patient = open(emulator.host()).await.unwrap();
-    patient.commit(put(1)).await.unwrap();
+    commit_when_it_answers(&patient, 1).await;
     let store = patient.clone().with_timeouts(SHORT);
     let all = Query::all(CollectionPath::root("c"), 10);
     let stopped = Stopped::new(&emulator);
-    let bound = Duration::from_millis(900);
+    // Far from the deadline, for machines that are busy; far from a hang.
+    let bound = Duration::from_secs(5);
 
     let started = Instant::now();
     let committed = store.commit(put(2)).await;
@@ -111,7 +112,7 @@ async fn a_restarted_server_is_found_again() {
     let emulator = Emulator::start_private().unwrap();
     let port = emulator.host().rsplit_once(':').unwrap().1.parse().unwrap();
     let store = open(emulator.host()).await.unwrap();
-    store.commit(put(1)).await.unwrap();
+    commit_when_it_answers(&store, 1).await;
     let mut hints = pin!(store.watch(Query::all(CollectionPath::root("c"), 10)));
     assert_eq!(timeout(Duration::from_secs(10), hints.next()).await, Ok(Some(())));
 
@@ -151,7 +152,10 @@ async fn a_lost_answer_is_unknown() {
     let write = || Write::merge(path("c/a"), Precondition::Version(version), change.clone());
     let lost = store.commit(vec![write()]).await;
     assert!(matches!(lost, Err(StoreError::Unknown(_))), "{lost:?}");
-    assert_eq!(n(&direct).await.unwrap(), Some(2), "it was applied");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while n(&direct).await.unwrap() != Some(2) {
+        assert!(Instant::now() < deadline, "it was never applied");
+    }
     let again = direct.commit(vec![write()]).await;
     assert!(matches!(again, Err(StoreError::Conflict(_))), "a repetition is refused: {again:?}");
 }
