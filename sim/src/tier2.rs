@@ -414,9 +414,10 @@ impl Truth {
         }
         let now = self.store_clock.store(self.now);
         let writes = people::new_outbox(&mut self.people, &self.net, account, now);
-        if let Some(writes) = writes {
+        if let Some((number, writes)) = writes {
             self.commit(None, None, false, &writes)
                 .expect("a random id is new, and nothing else can be refused");
+            self.checker.inbox_wrote(account, number);
         }
     }
 

@@ -39,7 +39,9 @@ impl World {
             self.queue.push(self.now.after(wait), Ev::Outbox(account));
         }
         let now = self.store_clock.store(self.now);
-        let Some(writes) = new_outbox(&mut self.people, &self.net, account, now) else { return };
+        let Some((number, writes)) = new_outbox(&mut self.people, &self.net, account, now) else {
+            return;
+        };
         self.commit(None, None, false, &writes)
             .expect("a random id is new, and nothing else can be refused");
         self.checker.inbox_wrote(account, number);
@@ -90,7 +92,7 @@ pub(crate) fn new_outbox(
     net: &WhatsApp,
     account: u16,
     now: StoreTime,
-) -> Option<[Write; 3]> {
+) -> Option<(u16, [Write; 3])> {
     let number = people.below(u64::from(net.threads(account).max(1))) as u16;
     let thread = net.thread_id(account, number)?;
     let id = AccountPlan::account(account);
@@ -147,7 +149,7 @@ pub(crate) fn new_outbox(
             ("lastMessageDirection".into(), Value::from("outbound").into()),
         ],
     );
-    Some([outbox, message, summary])
+    Some((number, [outbox, message, summary]))
 }
 
 fn outbox_path(id: &str) -> DocPath {
