@@ -435,7 +435,7 @@ impl WhatsApp {
                 }
             }
             Later::Pair(key, step) => {
-                if !line.conn.as_ref().is_some_and(|conn| conn.key == key) {
+                if line.conn.as_ref().is_none_or(|conn| conn.key != key) {
                     return;
                 }
                 let scanned = now.second() * 1_000 >= line.scanned_at(now, step);

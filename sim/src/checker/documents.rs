@@ -307,7 +307,7 @@ impl Checker {
         let running = after.bool("lastAutoBackfillStatus.running") == Some(true);
         let was = before.and_then(|doc| doc.time("lastAutoBackfillAttemptAt"));
         if let Some(ended) = run_end(after)
-            && before.and_then(|doc| run_end(doc)) != Some(ended)
+            && before.and_then(run_end) != Some(ended)
         {
             seen.starts.completed = ended.complete.then_some(commit.commit_time);
         }
