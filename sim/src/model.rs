@@ -265,9 +265,24 @@ impl World {
         self.nodes[n].cut
     }
 
-    /// The requests that a process has at hand, and whether each is a commit.
-    pub fn pending(&self, n: usize) -> impl Iterator<Item = bool> {
-        self.nodes[n].pending.iter().map(|p| matches!(p.call, StoreCall::Commit(_)))
+    /// How many requests a process has at hand.
+    pub fn pending(&self, n: usize) -> usize {
+        self.nodes[n].pending.len()
+    }
+
+    /// How many accounts are connected somewhere.
+    pub fn connected(&self) -> usize {
+        let open: BTreeSet<&AccountId> =
+            self.nodes.iter().flat_map(|node| node.connections.keys()).collect();
+        open.len()
+    }
+
+    /// Whether what others wrote on the accounts is still there.
+    pub fn foreign_fields_survive(&self) -> bool {
+        self.accounts.iter().all(|id| {
+            let doc = self.store.document(&id.path());
+            doc.is_some_and(|doc| doc.bool("foreign.kept") == Some(true))
+        })
     }
 
     /// Lets everything go well until the time has come.
