@@ -16,7 +16,7 @@ use std::sync::Arc;
 use backfill_core::id::RequestId;
 use backfill_core::instance::Instance;
 use backfill_core::io::{Answer, Command, CommandId, Hint, Input, Output};
-use backfill_core::policy::{Policy, PolicyErrors};
+use backfill_core::policy::{Policy, PolicyErrors, Settings};
 
 use crate::chance::{Chance, draw};
 use crate::checker::{Checker, Touched};
@@ -27,6 +27,7 @@ use crate::report::{Report, fault_counts};
 use crate::scenario::{Ask, InstancePlan, Kind, Scenario, Target};
 use crate::store::SimStore;
 use crate::trace::{Entry, Trace};
+use crate::variant::{Slip, Variant};
 use crate::whatsapp::{ConnKey, Delivery, Later, Out, WhatsApp};
 
 /// A world that runs.
@@ -51,6 +52,8 @@ pub struct World {
     /// Of who sends when
     people: Chance,
     before: Vec<Option<Arc<backfill_core::doc::Document>>>,
+    /// What the shells get wrong on purpose
+    slip: Option<Slip>,
 }
 
 /// Where processes of one instance run.
@@ -159,10 +162,27 @@ impl World {
             events: 0,
             people: Chance::of(scenario.seed, "people"),
             before: Vec::new(),
+            slip: None,
             scenario,
         };
         world.plan_ahead();
         Ok(world)
+    }
+
+    /// The same world with a rule broken on purpose, by every process.
+    #[must_use]
+    pub fn breaking(mut self, variant: Option<Variant>) -> Self {
+        match variant {
+            None => {}
+            Some(Variant::Core(bug)) => {
+                for host in &mut self.hosts {
+                    let settings = Settings { bug: Some(bug), ..Settings::clone(&host.policy) };
+                    host.policy = Policy::new(settings).expect("no setting has changed");
+                }
+            }
+            Some(Variant::Shell(slip)) => self.slip = Some(slip),
+        }
+        self
     }
 
     /// Runs the world to its end.

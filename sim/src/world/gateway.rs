@@ -13,6 +13,7 @@ use super::{Ev, State, World};
 use crate::checker::Touched;
 use crate::scenario::{AccountPlan, Kind};
 use crate::trace::Entry;
+use crate::variant::Slip;
 use crate::whatsapp::{ConnKey, Delivery, MessageRef, Page};
 
 /// What the gateway of one process has in hand.
@@ -98,7 +99,7 @@ impl World {
         let Some(account) = AccountPlan::number(request.account.as_str()) else {
             return self.gateway_answer(p, request.id, 1, Answer::Rejected(Rejection::Invalid));
         };
-        if mono > request.not_after {
+        if mono > request.not_after && self.slip != Some(Slip::NotAfterUnchecked) {
             return self.gateway_answer(p, request.id, 1, Answer::Rejected(Rejection::Expired));
         }
         self.checker.effect_starts(self.now, p, mono, &request, &process.core);

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use backfill_core::coverage::{Mark, PageEnd};
+use backfill_core::doc::Document;
 use backfill_core::id::{RequestId, ThreadId};
 use backfill_core::incoming::{
     Content, Incoming, Key, MessageEvent, MessageKind, Record, SyncSource,
@@ -21,6 +22,7 @@ use super::{Ev, World};
 use crate::checker::Touched;
 use crate::scenario::AccountPlan;
 use crate::trace::Entry;
+use crate::variant::Slip;
 use crate::whatsapp::{ConnKey, MessageRef, Stretch, message_text};
 
 /// A task that stores messages of one account.
@@ -68,6 +70,11 @@ impl World {
         // What a shell takes for the store's time is near enough for a bound of a day.
         let now = self.store_clock.store(self.now);
         let batch = Batch::new(&id, records, now, &Arc::new(Twins::default()));
+        if let Origin::Realtime { connection } = origin
+            && self.slip == Some(Slip::AckBeforeDurable)
+        {
+            self.acknowledge(p, account, connection, &messages);
+        }
         let job = Job { account, origin, batch, messages, failures: 0 };
         let jobs = &mut self.processes[p as usize].jobs;
         let free = jobs.iter().position(Option::is_none).unwrap_or(jobs.len());
@@ -99,8 +106,11 @@ impl World {
                 self.queue.push(self.now.after(wait), again);
                 return;
             }
-            JobAnswer::Read(docs) => {
+            JobAnswer::Read(mut docs) => {
                 task.failures = 0;
+                if self.slip == Some(Slip::SummaryMovesBackwards) {
+                    docs.iter_mut().flatten().for_each(forget_summary);
+                }
                 task.batch.on_docs(&docs);
             }
         }
@@ -134,20 +144,7 @@ impl World {
         }
         match task.origin {
             Origin::Realtime { connection } => {
-                // Durable; to be acknowledged only by the owner.
-                let process = &self.processes[p as usize];
-                let mono = self.hosts[process.host].clock.mono(self.now);
-                if process.core.belief(&id).is_some_and(|belief| mono < belief.until) {
-                    let key = ConnKey { process: p, request: connection };
-                    self.checker.acknowledged(self.now, p, task.account, &task.messages);
-                    self.net.acknowledge(task.account, key, &task.messages);
-                    let (account, messages) = (task.account, task.messages.len() as u32);
-                    self.trace.note(self.now, || Entry::Acknowledged {
-                        process: p,
-                        account,
-                        messages,
-                    });
-                }
+                self.acknowledge(p, task.account, connection, &task.messages);
                 let ingested = ingested(Source::Realtime, &facts, PageEnd::Unstated);
                 self.feed(p, Input::Ingested(id, ingested), Touched::NOTHING);
                 self.realtime_done(p, task.account, connection, Some(task.messages.len()));
@@ -175,9 +172,28 @@ impl World {
         }
     }
 
+    /// Acknowledges durable messages to WhatsApp, which only the owner may.
+    fn acknowledge(&mut self, p: u32, account: u16, connection: u64, messages: &[MessageRef]) {
+        let process = &self.processes[p as usize];
+        let mono = self.hosts[process.host].clock.mono(self.now);
+        let belief = process.core.belief(&AccountPlan::account(account));
+        if belief.is_none_or(|belief| mono >= belief.until) {
+            return;
+        }
+        let key = ConnKey { process: p, request: connection };
+        self.checker.acknowledged(self.now, p, account, messages);
+        self.net.acknowledge(account, key, messages);
+        let messages = messages.len() as u32;
+        self.trace.note(self.now, || Entry::Acknowledged { process: p, account, messages });
+    }
+
     fn job_failed(&mut self, p: u32, job: u32) {
         let Some(task) = self.take_job(p, job) else { return };
         match task.origin {
+            Origin::Realtime { connection } if self.slip == Some(Slip::FailedWriteOnlyLogged) => {
+                self.acknowledge(p, task.account, connection, &task.messages);
+                self.realtime_done(p, task.account, connection, Some(task.messages.len()));
+            }
             Origin::Realtime { connection } => {
                 let id = AccountPlan::account(task.account);
                 let event = GatewayEvent::IngestFailed { connection: RequestId(connection) };
@@ -233,6 +249,14 @@ impl World {
             source,
             event: MessageEvent::Content(content),
         }))
+    }
+}
+
+/// Leaves nothing of a thread's summary.
+fn forget_summary(doc: &mut Arc<Document>) {
+    let path = doc.path.as_str();
+    if path.starts_with("threads/") && path.matches('/').count() == 1 {
+        Arc::make_mut(doc).fields.retain(|name, _| !name.starts_with("lastMessage"));
     }
 }
 

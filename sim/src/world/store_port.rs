@@ -12,6 +12,7 @@ use super::{Ev, NOBODY, State, World};
 use crate::checker::{Applied, Touched};
 use crate::scenario::Kind;
 use crate::trace::Entry;
+use crate::variant::Slip;
 
 /// A request that is on its way to the store.
 #[derive(Clone, Debug)]
@@ -67,7 +68,7 @@ impl World {
     pub(super) fn send_for_core(&mut self, p: u32, request: StoreRequest) {
         let process = &self.processes[p as usize];
         let mono = self.hosts[process.host].clock.mono(self.now);
-        if mono > request.not_after {
+        if mono > request.not_after && self.slip != Some(Slip::NotAfterUnchecked) {
             let expired = Answer::Rejected(Rejection::Expired);
             let answer = Ev::Answer(p, request.id, Touched::NOTHING, expired);
             self.queue.push(self.now, answer);
