@@ -1,0 +1,130 @@
+//! Every known bug, and how soon fixed seeds notice it.
+
+use std::collections::BTreeSet;
+use std::ops::Range;
+use std::sync::Mutex;
+
+use serde::Serialize;
+
+use crate::campaign::{in_parallel, outcome};
+use crate::story::masked;
+use crate::swarm;
+use crate::variant::Variant;
+
+/// What became of one known bug.
+#[derive(Clone, Debug, Serialize)]
+pub struct Mutant {
+    /// Its name
+    pub name: &'static str,
+    /// What it breaks
+    pub breaks: &'static str,
+    /// How it was noticed; `None` if it survived
+    pub caught: Option<Caught>,
+}
+
+/// How a known bug was noticed.
+#[derive(Clone, Debug, Serialize)]
+pub struct Caught {
+    /// By which check
+    pub check: &'static str,
+    /// In which world
+    pub seed: u64,
+    /// After how many worlds, this one included
+    pub after: u64,
+    /// By what it saw
+    pub text: String,
+}
+
+/// Runs every variant on the seeds, in their order, until a check notices something that it does
+/// not notice in the same world without the bug. `done` is called after each variant.
+pub fn hunt(
+    variants: &[Variant],
+    seeds: Range<u64>,
+    jobs: usize,
+    done: impl Fn(&Mutant) + Sync,
+) -> Vec<Mutant> {
+    let innocent = Innocent::new(seeds.clone());
+    let work = |found: &mut Vec<(u64, Mutant)>, number: u64| {
+        let variant = variants[number as usize];
+        let caught = seeds.clone().find_map(|seed| {
+            let violations = outcome(swarm::scenario(seed), Some(variant)).violations;
+            if violations.is_empty() {
+                return None;
+            }
+            let innocent = innocent.checks(seed);
+            let by = violations.into_iter().find(|v| !innocent.contains(v.check))?;
+            let after = seed - seeds.start + 1;
+            Some(Caught { check: by.check, seed, after, text: masked(&by.text) })
+        });
+        let mutant = Mutant { name: variant.name(), breaks: variant.describe(), caught };
+        done(&mutant);
+        found.push((number, mutant));
+    };
+    let mut found: Vec<(u64, Mutant)> =
+        in_parallel(0..variants.len() as u64, jobs, Vec::new, work).into_iter().flatten().collect();
+    found.sort_by_key(|(number, _)| *number);
+    found.into_iter().map(|(_, mutant)| mutant).collect()
+}
+
+/// The table, for people.
+pub fn table(mutants: &[Mutant]) -> String {
+    let name = mutants.iter().map(|m| m.name.len()).max().unwrap_or(0);
+    let breaks = mutants.iter().map(|m| m.breaks.len()).max().unwrap_or(0);
+    let mut out = format!(
+        "{:name$}  {:breaks$}  {:8}  {:>6}  {:>6}\n",
+        "known bug", "what it does", "check", "seeds", "seed"
+    );
+    for m in mutants {
+        let (check, after, seed) = match &m.caught {
+            Some(caught) => (caught.check, caught.after.to_string(), caught.seed.to_string()),
+            None => ("SURVIVES", "-".into(), "-".into()),
+        };
+        let row =
+            format!("{:name$}  {:breaks$}  {check:8}  {after:>6}  {seed:>6}\n", m.name, m.breaks);
+        out.push_str(&row);
+    }
+    out
+}
+
+/// What the checks say of the same worlds without a bug, as far as somebody asked.
+struct Innocent {
+    first: u64,
+    checks: Vec<Mutex<Option<BTreeSet<&'static str>>>>,
+}
+
+impl Innocent {
+    fn new(seeds: Range<u64>) -> Self {
+        let checks = seeds.clone().map(|_| Mutex::new(None)).collect();
+        Self { first: seeds.start, checks }
+    }
+
+    fn checks(&self, seed: u64) -> BTreeSet<&'static str> {
+        let mut known =
+            self.checks[(seed - self.first) as usize].lock().expect("outcomes do not panic");
+        known
+            .get_or_insert_with(|| {
+                let violations = outcome(swarm::scenario(seed), None).violations;
+                violations.into_iter().map(|violation| violation.check).collect()
+            })
+            .clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_names_who_survives() {
+        let caught = Caught { check: "S2", seed: 107, after: 8, text: String::new() };
+        let mutants = [
+            Mutant { name: "no-renewal", breaks: "Sessions end", caught: Some(caught) },
+            Mutant { name: "harmless", breaks: "Nothing", caught: None },
+        ];
+        let table = table(&mutants);
+        let rows: Vec<Vec<&str>> =
+            table.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(rows[1], ["no-renewal", "Sessions", "end", "S2", "8", "107"]);
+        assert_eq!(rows[2], ["harmless", "Nothing", "SURVIVES", "-", "-"]);
+    }
+}
