@@ -605,7 +605,8 @@ pub fn kind_text(kind: Kind) -> String {
     }
 }
 
-const fn is_state(kind: Kind) -> bool {
+/// Whether a fault of this kind holds all the time, not by chance.
+pub(crate) const fn is_state(kind: Kind) -> bool {
     matches!(
         kind,
         Kind::Crash

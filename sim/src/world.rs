@@ -24,7 +24,7 @@ use crate::clock::{Clock, ClockPlan, Real};
 use crate::faults::{FaultPlan, NO_INSTANCE};
 use crate::queue::Queue;
 use crate::report::{Report, fault_counts};
-use crate::scenario::{Ask, InstancePlan, Kind, Scenario, Target};
+use crate::scenario::{AccountPlan, Ask, InstancePlan, Kind, Scenario, Target};
 use crate::store::SimStore;
 use crate::trace::{Entry, Trace};
 use crate::variant::{Slip, Variant};
@@ -89,6 +89,8 @@ struct Process {
     /// Something has disturbed it since it was told to stop
     stop_disturbed: bool,
     commands: u64,
+    /// What it believed when the trace last looked
+    believed: BTreeMap<Option<u16>, (u64, Real)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -343,6 +345,7 @@ impl World {
             jobs: Vec::new(),
             stop_disturbed: false,
             commands: 0,
+            believed: BTreeMap::new(),
         });
         self.feed(number, Input::Timeout, Touched::NOTHING);
     }
@@ -374,8 +377,40 @@ impl World {
             touched.session = true;
         }
         self.checker.observed(self.now, p, &process.core, clock, touched);
+        if self.trace.is_recording() {
+            self.note_beliefs(p);
+        }
         self.flush(p);
         self.rearm(p);
+    }
+
+    /// Notes what a process believes now, where that has changed.
+    fn note_beliefs(&mut self, p: u32) {
+        let process = &mut self.processes[p as usize];
+        let clock = &self.hosts[process.host].clock;
+        let accounts = process.core.beliefs().filter_map(|(account, belief)| {
+            Some((Some(AccountPlan::number(account.as_str())?), belief))
+        });
+        let believed: BTreeMap<Option<u16>, (u64, Real)> = accounts
+            .chain(process.core.lock_belief().map(|belief| (None, belief)))
+            .map(|(what, belief)| (what, (belief.epoch.0, clock.when(belief.until.as_millis()))))
+            .collect();
+        let before = std::mem::take(&mut process.believed);
+        for (account, (epoch, _)) in &before {
+            if !believed.contains_key(account) {
+                let (account, epoch, until) = (*account, *epoch, Real::ZERO);
+                let entry = Entry::Belief { process: p, account, epoch, until };
+                self.trace.note(self.now, || entry);
+            }
+        }
+        for (account, (epoch, until)) in &believed {
+            if before.get(account) != Some(&(*epoch, *until)) {
+                let (account, epoch, until) = (*account, *epoch, *until);
+                let entry = Entry::Belief { process: p, account, epoch, until };
+                self.trace.note(self.now, || entry);
+            }
+        }
+        process.believed = believed;
     }
 
     /// Carries out what a process wants, until it is paused.
