@@ -12,8 +12,7 @@ use crate::properties;
 use crate::report::Report;
 use crate::scenario::{AccountPlan, Fault, Kind, Regime, Scenario, Target};
 use crate::story::{
-    self, Teller, Weight, Who, fault_text, field, kind_text, masked, mode_text, result_text,
-    run_text, span,
+    self, Teller, Weight, Who, fault_text, field, kind_text, mode_text, result_text, run_text, span,
 };
 use crate::trace::{Entry, Trace};
 use crate::variant::Variant;
@@ -223,8 +222,8 @@ impl Picture {
             let what = format!("INSTANCE_ID <b>{}</b>", escaped(&instance.label));
             out.push_str(&lane("instance", &id, &name, &what));
         }
-        out.push_str(&lane("store", "store", "Store", "who owns what, as its documents say"));
-        out.push_str(&lane("phones", "phones", "Phones", "requests for history, and answers"));
+        out.push_str(&lane("store", "store", "Store", "who owns what"));
+        out.push_str(&lane("phones", "phones", "Phones", "asked for history"));
         out
     }
 }
@@ -433,6 +432,12 @@ impl<'a> Painter<'a> {
     }
 
     fn held(&mut self, what: (u32, Option<u16>), epoch: u64, from: Real, to: Real) {
+        if let (process, Some(account)) = what {
+            for kind in [RunKind::AutoBackfill, RunKind::RecentSync] {
+                let text = format!("{}: ended with the ownership", run_text(kind));
+                self.run_ends(to, (process, account, kind), &text);
+            }
+        }
         let instance = self.teller.instance(what.0);
         let bar = Bar { account: what.1, instance: Some(instance), epoch, from: from.0, to: to.0 };
         if let Some(lane) = self.lane(instance) {
@@ -570,11 +575,12 @@ impl<'a> Painter<'a> {
         for (text, place) in self.texts {
             texts[place] = text;
         }
+        let teller = self.teller;
         let violations = report.violations.iter().map(|violation| Flag {
             at: violation.at.0.min(s.end.0),
             check: violation.check,
             says: properties::says(violation.check),
-            text: masked(&violation.text),
+            text: teller.explained(&violation.text),
         });
         Picture {
             seed: s.seed,
@@ -587,7 +593,7 @@ impl<'a> Painter<'a> {
             accounts: s.accounts.iter().map(|account| account.id).collect(),
             owners: self.done.owners,
             asks: self.done.asks,
-            faults: s.faults.iter().filter_map(|fault| fault_span(s, fault)).collect(),
+            faults: s.faults.iter().filter_map(|f| fault_span(s, f)).chain(node_span(s)).collect(),
             marks: self.done.marks,
             violations: violations.collect(),
             notes: self.done.notes,
@@ -612,6 +618,23 @@ fn fault_span(s: &Scenario, fault: &Fault) -> Option<FaultSpan> {
         account,
         chance: fault.permille < 1_000 && !story::is_state(fault.kind),
         text: fault_text(fault, s.quiet_from),
+    })
+}
+
+/// A Node instance beside ours is not a fault, but it disturbs.
+fn node_span(s: &Scenario) -> Option<FaultSpan> {
+    let node = s.node.as_ref()?;
+    let (from, to) = (node.start.min(s.end), node.end.min(s.end));
+    let how = if node.crash { "leaves its locks behind" } else { "tidies up" };
+    Some(FaultSpan {
+        from: from.0,
+        to: to.0,
+        family: "process",
+        name: "Node instance runs".into(),
+        instance: None,
+        account: None,
+        chance: false,
+        text: format!("a Node instance, which knows only its own wall clock, runs and {how}"),
     })
 }
 

@@ -82,6 +82,28 @@ impl Teller {
         self.instances.get(process as usize).copied().unwrap_or(u8::MAX)
     }
 
+    /// Text of the checker, with processes by their instance too and accounts by their number.
+    pub fn explained(&self, text: &str) -> String {
+        let text = masked(text);
+        let mut out = String::with_capacity(text.len() + 16);
+        let mut rest = text.as_str();
+        while let Some(start) = rest.find("process ") {
+            let (before, from) = rest.split_at(start + "process ".len());
+            out.push_str(before);
+            let digits = from.find(|c: char| !c.is_ascii_digit()).unwrap_or(from.len());
+            let (number, after) = from.split_at(digits);
+            out.push_str(number);
+            if let Ok(process) = number.parse()
+                && let Some(instance) = self.instances.get::<usize>(process)
+            {
+                let _ = write!(out, " (i{instance})");
+            }
+            rest = after;
+        }
+        out.push_str(rest);
+        out
+    }
+
     /// The instance that a document names as owner, and how a reader knows it.
     pub fn owner(&self, boot: &str) -> (Option<u8>, String) {
         match self.boots.get(boot) {
@@ -192,7 +214,7 @@ impl Teller {
             }
             Entry::Violation { check, text } => {
                 let says = properties::says(check);
-                let text = format!("VIOLATION of {check} ({says}): {}", masked(text));
+                let text = format!("VIOLATION of {check} ({says}): {}", self.explained(text));
                 (Who::World, None, Weight::Alarm, text)
             }
         };

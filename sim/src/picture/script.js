@@ -48,12 +48,11 @@ function label(into, place, y, text, cls, account) {
   into.append(element);
 }
 
-// ---- lanes: each has a height, and draws itself ----
+// ---- lanes: each draws itself, and has a height, which drawing can change ----
 const lanes = [];
 function lane(id, height, rows, draw) {
   const section = document.querySelector(`[data-lane="${id}"]`);
   const svg = document.createElementNS(NS, "svg");
-  svg.setAttribute("height", height);
   section.querySelector(".plot").append(svg);
   for (const [y, text, size] of rows) {
     const row = document.createElement("span");
@@ -71,26 +70,32 @@ const rowsOf = (whats, top, h) => new Map(whats.map((what, i) => [what, top + i 
 const unique = (list) => [...new Set(list)].sort((a, b) => (a === null ? -1 : a) - (b === null ? -1 : b));
 const STRIP = 18;
 
-// Faults, packed into as few rows as they need.
+// Faults: those of one family together, packed into as few rows as this stretch needs.
+const families = ["process", "store", "whatsapp", "phone"];
 const faults = world.faults.slice().sort((a, b) => a.from - b.from || b.to - a.to);
-const ends = [];
-for (const fault of faults) {
-  let row = ends.findIndex((end) => end <= fault.from);
-  if (row < 0) row = ends.length;
-  ends[row] = fault.to + world.end / 400;
-  fault.row = row;
-}
-const faultHeight = ends.length > 10 ? 10 : 14;
 const whom = (f) => (f.instance !== null ? `i${f.instance}` : f.account !== null ? `a${f.account}` : "all");
 const faultTip = (f) => `Fault: ${f.text}\n${lasting(f)}`;
-lane("faults", Math.max(2, ends.length) * faultHeight + 8, [], (svg) => {
-  for (const fault of faults) {
-    const y = 4 + fault.row * faultHeight;
-    const cls = `fault ${fault.family}${fault.chance ? " chance" : ""}`;
-    const place = rect(svg, fault, y, faultHeight - 2, { class: cls }, faultTip(fault), 3, null);
-    const small = faultHeight <= 10;
-    label(svg, place, y + faultHeight - (small ? 3.5 : 4.3), `${fault.name} · ${whom(fault)}`, small ? "name small" : "name");
+lane("faults", 0, [], (svg) => {
+  const placed = [];
+  let rows = 0;
+  for (const family of families) {
+    const ends = [];
+    for (const fault of faults) {
+      if (fault.family !== family || fault.to < view.from || fault.from > view.to) continue;
+      let row = ends.findIndex((end) => end <= fault.from);
+      if (row < 0) row = ends.length;
+      ends[row] = fault.to + (view.to - view.from) / 400;
+      placed.push([fault, rows + row]);
+    }
+    rows += ends.length;
   }
+  const small = rows > 10, h = small ? 10 : 14;
+  for (const [fault, row] of placed) {
+    const y = 4 + row * h, cls = `fault ${fault.family}${fault.chance ? " chance" : ""}`;
+    const place = rect(svg, fault, y, h - 2, { class: cls }, faultTip(fault), 3, null);
+    label(svg, place, y + h - (small ? 3.5 : 4.3), `${fault.name} · ${whom(fault)}`, small ? "name small" : "name");
+  }
+  return Math.max(42, rows * h + 8);
 });
 
 for (const instance of world.instances) {
@@ -108,7 +113,7 @@ for (const instance of world.instances) {
     }
     for (const fault of faults) {
       if (fault.instance !== id || fault.family === "process") continue;
-      rect(svg, fault, 0, height, { class: `fault behind ${fault.family}` }, faultTip(fault), 2, null);
+      shade(svg, fault, 0, height);
     }
     for (const hold of holds) {
       const row = y.get(hold.account);
@@ -149,7 +154,7 @@ for (const instance of world.instances) {
   lane("store", height, rowLabels(whats, top, h), (svg) => {
     for (const fault of faults) {
       if (fault.family === "store" && fault.instance === null) {
-        rect(svg, fault, 0, height, { class: "fault behind store" }, faultTip(fault), 2, null);
+        shade(svg, fault, 0, height);
       }
     }
     for (const bar of world.owners) {
@@ -167,14 +172,14 @@ for (const instance of world.instances) {
 }
 {
   const h = rowHeight(world.accounts.length), top = 4;
-  const height = Math.max(42, top * 2 + world.accounts.length * h);
+  const height = Math.max(44, top * 2 + world.accounts.length * h);
   const y = rowsOf(world.accounts, top, h);
   lane("phones", height, rowLabels(world.accounts, top, h), (svg) => {
     for (const fault of faults) {
       if ((fault.family !== "phone" && fault.family !== "whatsapp") || fault.instance !== null) continue;
       const row = fault.account === null ? top : y.get(fault.account);
       const tall = fault.account === null ? world.accounts.length * h : h;
-      if (row !== undefined) rect(svg, fault, row, tall, { class: `fault behind ${fault.family}` }, faultTip(fault), 2);
+      if (row !== undefined) shade(svg, fault, row, tall);
     }
     for (const row of y.values()) svg.append(shape("line", { x1: 0, x2: width, y1: row + h / 2, y2: row + h / 2, class: "grid" }));
     for (const ask of world.asks) {
@@ -185,6 +190,12 @@ for (const instance of world.instances) {
       rect(svg, ask, y.get(ask.account) + h / 2 - 3, 6, { class: silent ? "ask silent" : "ask", style: `--c:${color(ask.instance)}` }, tip, 3);
     }
   });
+}
+
+// A fault behind what it strikes: shaded if it holds all the time, else only along the upper edge.
+function shade(svg, fault, y, height) {
+  if (fault.chance) rect(svg, fault, y, 3, { class: `fault strip ${fault.family}` }, faultTip(fault), 2, null);
+  else rect(svg, fault, y, height, { class: `fault behind ${fault.family}` }, faultTip(fault), 2, null);
 }
 
 // Commits as columns, everything else as signs above them; what is too near is drawn as one.
@@ -275,9 +286,8 @@ function drawOverview() {
     const tall = Math.sqrt(n / most) * 18;
     overSvg.append(shape("rect", { x: i * 4, y: 34 - tall, width: 3, height: tall, class: "mark commit" }));
   });
-  const families = { process: 0, store: 1, whatsapp: 2, phone: 3 };
   for (const fault of faults) {
-    overSvg.append(shape("rect", { x: ox(fault.from), y: 1 + families[fault.family] * 3.5, width: Math.max(2, ox(fault.to) - ox(fault.from)), height: 2.5, class: `fault ${fault.family}` }));
+    overSvg.append(shape("rect", { x: ox(fault.from), y: 1 + families.indexOf(fault.family) * 3.5, width: Math.max(2, ox(fault.to) - ox(fault.from)), height: 2.5, class: `fault strip ${fault.family}` }));
   }
   overSvg.append(shape("line", { x1: ox(world.quiet_from), x2: ox(world.quiet_from), y1: 0, y2: 34, class: "quiet" }));
   for (const flag of world.violations) overSvg.append(shape("line", { x1: ox(flag.at), x2: ox(flag.at), y1: 0, y2: 34, class: "violation" }));
@@ -291,9 +301,10 @@ function draw() {
   width = axis.clientWidth || 1000;
   const times = ticks();
   const flags = world.violations.filter((flag) => visible(flag.at));
-  for (const { svg, height, draw: own } of lanes) {
+  for (const { svg, height: usual, draw: own } of lanes) {
     svg.replaceChildren();
-    own(svg);
+    const height = own(svg) ?? usual;
+    svg.setAttribute("height", height);
     const line = (t, cls, tip) => svg.append(shape("line", { x1: x(t), x2: x(t), y1: 0, y2: height, class: cls, ...(tip ? {} : { "pointer-events": "none" }) }, tip));
     for (const t of times.list) line(t, "grid");
     if (visible(world.quiet_from)) line(world.quiet_from, "quiet", "Faults stop here; from now on everything has to heal");
