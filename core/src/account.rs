@@ -101,7 +101,7 @@ pub(crate) struct SyncState {
     pub(crate) suspect: bool,
     pub(crate) gaps: Vec<Gap>,
     /// Gaps of single threads
-    pub(crate) thread_gaps: BTreeMap<ThreadId, (i64, i64)>,
+    pub(crate) thread_gaps: BTreeMap<ThreadId, Gap>,
     pub(crate) gap_seq: u64,
     /// The newest gap that every recent thread was compared with
     pub(crate) surveyed: u64,
@@ -114,36 +114,28 @@ pub(crate) struct SyncState {
 impl SyncState {
     pub(crate) fn parse(doc: Option<&Document>) -> Self {
         let Some(doc) = doc else { return Self::default() };
-        let mut gaps: Vec<Gap> = doc
-            .value(GAPS.as_str())
-            .and_then(Value::as_array)
-            .unwrap_or_default()
-            .iter()
-            .filter_map(|entry| {
-                let entry = entry.as_map()?;
-                let seq = u64::try_from(entry.get("seq")?.as_int()?).ok()?;
-                let (from, to) = (entry.get("from")?.as_int()?, entry.get("to")?.as_int()?);
-                Some(Gap { seq, from, to })
-            })
-            .take(MAX_GAPS)
-            .collect();
+        let entries = |name: FieldPath| {
+            doc.value(name.as_str()).and_then(Value::as_array).unwrap_or_default().iter()
+        };
+        let gap = |entry: &Value| {
+            let entry = entry.as_map()?;
+            let seq = u64::try_from(entry.get("seq")?.as_int()?).ok()?;
+            Some(Gap { seq, from: entry.get("from")?.as_int()?, to: entry.get("to")?.as_int()? })
+        };
+        let mut gaps: Vec<Gap> = entries(GAPS).filter_map(gap).take(MAX_GAPS).collect();
         gaps.sort_by_key(|gap| gap.seq);
-        let thread_gaps = doc
-            .value(THREAD_GAPS.as_str())
-            .and_then(Value::as_array)
-            .unwrap_or_default()
-            .iter()
+        let thread_gaps: BTreeMap<ThreadId, Gap> = entries(THREAD_GAPS)
             .filter_map(|entry| {
-                let entry = entry.as_map()?;
-                let thread = ThreadId::parse(entry.get("thread")?.as_str()?).ok()?;
-                Some((thread, (entry.get("from")?.as_int()?, entry.get("to")?.as_int()?)))
+                let thread = entry.as_map()?.get("thread")?.as_str()?;
+                Some((ThreadId::parse(thread).ok()?, gap(entry)?))
             })
             .take(MAX_THREAD_GAPS)
             .collect();
         let cursor = doc
             .count(SPOOL_CHUNK.as_str())
             .zip(doc.count(SPOOL_CURSOR.as_str()).and_then(|n| u32::try_from(n).ok()));
-        let last_gap = gaps.last().map_or(0, |gap| gap.seq);
+        let last_gap =
+            gaps.iter().chain(thread_gaps.values()).map(|gap| gap.seq).max().unwrap_or(0);
         Self {
             connected: doc.str(CONNECTED_BOOT.as_str()).map(Into::into),
             connected_since: doc.time(CONNECTED_SINCE.as_str()),
@@ -158,11 +150,12 @@ impl SyncState {
         }
     }
 
-    /// Adds a gap that concerns every thread. Beyond a bound the two oldest become one: the
-    /// wider claim is the safe one.
+    /// Adds a gap that concerns every thread. Beyond a bound the two oldest become one, the wider
+    /// claim being the safe one; what the phone is not promised to be asked for any more is dropped.
     pub(crate) fn add_gap(&mut self, from: i64, to: i64) {
-        self.gap_seq = self.gap_seq.saturating_add(1);
-        self.gaps.push(Gap { seq: self.gap_seq, from, to: to.max(from) });
+        let gap = self.number_gap(from, to);
+        self.gaps.retain(|old| gap.to.saturating_sub(old.to) < FORGOTTEN_AFTER);
+        self.gaps.push(gap);
         if self.gaps.len() > MAX_GAPS {
             let oldest = self.gaps.remove(0);
             self.gaps[0].from = self.gaps[0].from.min(oldest.from);
@@ -176,8 +169,25 @@ impl SyncState {
             self.add_gap(from, to);
             return;
         }
-        let gap = self.thread_gaps.entry(thread).or_insert((from, to));
-        *gap = (from.min(gap.0), to.max(gap.1));
+        let mut gap = self.number_gap(from, to);
+        if let Some(old) = self.thread_gaps.get(&thread) {
+            gap.from = gap.from.min(old.from);
+            gap.to = gap.to.max(old.to);
+        }
+        self.thread_gaps.insert(thread, gap);
+    }
+
+    /// The gaps that concern a thread, in order.
+    pub(crate) fn gaps_of(&self, thread: &ThreadId) -> Vec<Gap> {
+        let mut gaps = self.gaps.clone();
+        gaps.extend(self.thread_gaps.get(thread));
+        gaps.sort_by_key(|gap| gap.seq);
+        gaps
+    }
+
+    fn number_gap(&mut self, from: i64, to: i64) -> Gap {
+        self.gap_seq = self.gap_seq.saturating_add(1);
+        Gap { seq: self.gap_seq, from, to: to.max(from) }
     }
 
     /// The newest gap.
@@ -186,26 +196,20 @@ impl SyncState {
     }
 
     pub(crate) fn gap_fields(&self) -> Vec<(FieldPath, FieldOp)> {
-        let gaps = self
-            .gaps
-            .iter()
-            .map(|gap| {
-                Value::map([
-                    ("seq", Value::from(gap.seq)),
-                    ("from", Value::Int(gap.from)),
-                    ("to", Value::Int(gap.to)),
-                ])
-            })
-            .collect();
+        let entries = |gap: &Gap| {
+            [
+                ("seq", Value::from(gap.seq)),
+                ("from", Value::Int(gap.from)),
+                ("to", Value::Int(gap.to)),
+            ]
+        };
+        let gaps = self.gaps.iter().map(|gap| Value::map(entries(gap))).collect();
         let threads = self
             .thread_gaps
             .iter()
-            .map(|(thread, (from, to))| {
-                Value::map([
-                    ("thread", Value::from(thread.text())),
-                    ("from", Value::Int(*from)),
-                    ("to", Value::Int(*to)),
-                ])
+            .map(|(thread, gap)| {
+                let name = ("thread", Value::from(thread.text()));
+                Value::map(entries(gap).into_iter().chain([name]))
             })
             .collect();
         vec![
@@ -284,6 +288,8 @@ const SURVEYED: FieldPath = FieldPath::new("surveyed");
 const THREAD_GAPS: FieldPath = FieldPath::new("threadGaps");
 pub(crate) const UPDATED_AT: FieldPath = FieldPath::new("updatedAt");
 
+/// Gaps that ended this many seconds before the newest are forgotten: 14 days.
+const FORGOTTEN_AFTER: i64 = 14 * 24 * 3_600;
 const MAX_GAPS: usize = 16;
 const MAX_THREAD_GAPS: usize = 64;
 

@@ -406,6 +406,14 @@ impl Coverage {
         true
     }
 
+    /// The phone was not asked with `anchor` after all.
+    pub fn unasked(&mut self, anchor: &Anchor) {
+        if let Some(stretch) = self.stretches.iter_mut().find(|s| s.low.is_same(anchor)) {
+            stretch.tries = stretch.tries.saturating_sub(1);
+            stretch.exhausted = false;
+        }
+    }
+
     /// Exhausted holes may be tried again.
     pub fn forgive(&mut self) -> bool {
         let mut changed = false;

@@ -69,6 +69,7 @@ pub(crate) enum AccountRoute {
     Load,
     LoadMarker,
     LoadOpen,
+    Logout,
     Run(RunKind),
     Send(OutboxId),
     Spool(ChunkId),

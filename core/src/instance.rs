@@ -380,9 +380,10 @@ impl Instance {
             }),
             Command::DeleteAccount(account) => self.on_owner(&account, |tenure, host| {
                 let until = host.deadline;
-                host.gateway(&tenure.id, AccountRoute::Unawaited, GatewayCall::Logout, until);
                 tenure.set_status("deleted");
-                tenure.leave(host);
+                tenure.abort_runs(host, "deleted");
+                // The account is given back once that is answered.
+                host.gateway(&tenure.id, AccountRoute::Logout, GatewayCall::Logout, until);
                 tenure.pump(host);
                 Reply::Accepted
             }),

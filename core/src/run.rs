@@ -10,7 +10,7 @@ use smol_str::SmolStr;
 
 use crate::account::{self, Record};
 use crate::bug::Bug;
-use crate::coverage::{Anchor, Coverage, Gap, Goal, Mark};
+use crate::coverage::{Anchor, Coverage, Goal, Mark};
 use crate::doc::{
     CollectionPath, Comparison, Direction, DocPath, Document, FieldOp, FieldPath, Precondition,
     Query, Value, Version, Write,
@@ -58,7 +58,6 @@ enum Step {
     Asking {
         thread: ThreadId,
         anchor: Anchor,
-        before: Coverage,
     },
     /// What a page brought is being written
     Covering,
@@ -76,7 +75,6 @@ enum Step {
     Reserving {
         thread: ThreadId,
         anchor: Anchor,
-        before: Coverage,
     },
     Starting,
     /// Waits until the phone may be asked
@@ -188,7 +186,7 @@ impl Tenure {
     pub(crate) fn has_holes_to_close(&self) -> bool {
         self.holes_left
             || !self.dirty.is_empty()
-            || !self.sync.thread_gaps.is_empty()
+            || self.sync.thread_gaps.keys().any(|thread| !self.tails.contains(thread))
             || self.sync.latest_gap() > self.sync.surveyed
     }
 
@@ -280,9 +278,12 @@ impl Tenure {
                 let newest = docs.iter().find_map(|doc| newest_mark(doc));
                 self.on_looked(host, kind, &thread, newest.as_ref());
             }
-            (Step::Asking { thread, before, .. }, Answer::Rejected(_)) if asked => {
+            (Step::Asking { thread, anchor }, Answer::Rejected(_)) if asked => {
                 // It was not asked, so the try does not count.
-                self.restore_coverage(&thread, before);
+                if let Some(covered) = self.coverage.get_mut(&thread) {
+                    covered.coverage.unasked(&anchor);
+                    covered.dirty = true;
+                }
                 self.phone.not_asked(host);
                 if let Some(run) = self.runs.get_mut(&kind) {
                     run.errors += 1;
@@ -437,13 +438,12 @@ impl Tenure {
                 return;
             };
             run.take_slot(host);
-            let before = covered.coverage.clone();
             if !host.bug(Bug::EndlessTries) {
                 covered.coverage.asked(&anchor, host.policy.phone.tries);
             }
             covered.dirty = true;
             self.phone.state = PhoneState::Reserving(kind);
-            run.step = Step::Reserving { thread, anchor, before };
+            run.step = Step::Reserving { thread, anchor };
             if host.bug(Bug::ReservationNotPersisted) {
                 self.on_reserved(host, kind, host.now);
             } else {
@@ -710,7 +710,6 @@ impl Tenure {
         thread: &ThreadId,
         newest: Option<&Mark>,
     ) {
-        let latest = self.sync.latest_gap();
         if let Some(covered) = self.coverage.get_mut(thread) {
             let coverage = &mut covered.coverage;
             let mut changed = false;
@@ -721,23 +720,18 @@ impl Tenure {
                     changed = true;
                 }
             }
-            for gap in &self.sync.gaps {
-                changed |= coverage.suspect(*gap, newest);
-            }
-            if let Some((from, to)) = self.sync.thread_gaps.remove(thread) {
-                // Numbered like the newest gap of the account, which it has seen by now.
-                self.sync.gap_seq += 1;
-                changed |= coverage.suspect(Gap { seq: self.sync.gap_seq, from, to }, newest);
-                self.ledger.set_sync(self.sync.gap_fields());
+            for gap in self.sync.gaps_of(thread) {
+                changed |= coverage.suspect(gap, newest);
             }
             if let Some(newest) = newest {
                 changed |= coverage.newer(newest);
             }
             covered.dirty |= changed;
-            if coverage.applied_gap() >= latest && coverage.is_live() {
-                self.clean.insert(thread.clone());
-                self.dirty.remove(thread);
+            if !coverage.is_live() {
+                // Its tail waits for the next message.
+                self.tails.insert(thread.clone());
             }
+            self.note_compared(thread);
         }
         let dirty = self.coverage.values().filter(|covered| covered.dirty).count();
         if dirty >= COVER_AT_ONCE {
@@ -760,7 +754,7 @@ impl Tenure {
             return;
         };
         match std::mem::replace(&mut run.step, Step::Covering) {
-            Step::Reserving { thread, anchor, before } if connected => {
+            Step::Reserving { thread, anchor } if connected => {
                 let page = match kind {
                     RunKind::AutoBackfill => host.policy.auto_backfill.page,
                     RunKind::RecentSync => host.policy.recent_sync.page,
@@ -775,7 +769,7 @@ impl Tenure {
                     count: page,
                     run: kind,
                 };
-                run.step = Step::Asking { thread, anchor, before };
+                run.step = Step::Asking { thread, anchor };
                 let request = host.gateway(&self.id, AccountRoute::Run(kind), call, not_after);
                 self.phone.asked(host, kind, request, sent);
                 self.pump_phone(host);
@@ -785,13 +779,6 @@ impl Tenure {
                 self.phone.not_asked(host);
                 self.pump_phone(host);
             }
-        }
-    }
-
-    fn restore_coverage(&mut self, thread: &ThreadId, before: Coverage) {
-        if let Some(covered) = self.coverage.get_mut(thread) {
-            covered.coverage = before;
-            covered.dirty = true;
         }
     }
 
@@ -851,8 +838,10 @@ impl Tenure {
             }
             RunKind::RecentSync => {
                 self.idle_stamped = Some(host.now);
-                self.holes_left = result.remaining > 0;
+                self.holes_left = result.remaining > 0 || !result.ok;
+                let written = !self.coverage.values().any(|covered| covered.dirty);
                 if result.ok
+                    && written
                     && let Some(run) = self.runs.get(&kind)
                 {
                     let surveyed = run.surveyed;
@@ -1023,6 +1012,7 @@ fn newest_mark(doc: &Document) -> Option<Mark> {
 
 fn describe(error: &str) -> &'static str {
     match error {
+        "deleted" => "the account was deleted during the run",
         "disconnected" => "the account disconnected during the run",
         "lease_expired" => "the run's lease could not be renewed in time",
         "stopped" => "the instance was stopped or handed the account over",

@@ -43,6 +43,8 @@ pub(crate) struct Tenure {
     pub(crate) coverage: BTreeMap<ThreadId, Covered>,
     /// Threads with news that no gap has been compared with yet
     pub(crate) dirty: BTreeSet<ThreadId>,
+    /// Threads with a hole at the tail, which waits for the next message
+    pub(crate) tails: BTreeSet<ThreadId>,
     /// Threads that every gap was compared with
     pub(crate) clean: BTreeSet<ThreadId>,
     /// Holes may be left that the phone can fill
@@ -118,6 +120,7 @@ impl Tenure {
             spool: Spool::default(),
             coverage: BTreeMap::new(),
             dirty: BTreeSet::new(),
+            tails: BTreeSet::new(),
             clean: BTreeSet::new(),
             holes_left: false,
             leases: BTreeMap::new(),
@@ -200,6 +203,8 @@ impl Tenure {
             AccountRoute::LoadOpen => {
                 self.holes_left = !matches!(&answer, Answer::Found { docs, .. } if docs.is_empty());
             }
+            // Whatever came of it: nothing more can be done about the account here.
+            AccountRoute::Logout => self.leave(host),
             AccountRoute::Unawaited => {}
             AccountRoute::Run(kind) => self.on_run_answer(host, kind, request, answer),
             AccountRoute::Send(outbox) => self.on_send_answer(host, &outbox, &answer),
@@ -269,6 +274,8 @@ impl Tenure {
                 self.sync.add_thread_gap(thread.clone(), second, second);
                 self.ledger.set_sync(self.sync.gap_fields());
                 self.ledger.push(Purpose::Patch);
+                self.clean.remove(&thread);
+                self.tails.remove(&thread);
                 self.dirty.insert(thread);
                 host.event(Event::Hole { account: self.id.clone(), change: HoleChange::Suspected });
             }
@@ -284,11 +291,11 @@ impl Tenure {
                 self.realtime.newest_second =
                     self.realtime.newest_second.max(ingested.newest_second);
                 self.realtime.waiting = true;
-                if !self.sync.gaps.is_empty() {
-                    for span in &ingested.threads {
-                        if !self.clean.contains(&span.thread) {
-                            self.dirty.insert(span.thread.clone());
-                        }
+                for span in &ingested.threads {
+                    let waited = self.tails.remove(&span.thread);
+                    let behind = !self.sync.gaps.is_empty() && !self.clean.contains(&span.thread);
+                    if waited || behind || self.sync.thread_gaps.contains_key(&span.thread) {
+                        self.dirty.insert(span.thread.clone());
                     }
                 }
                 match self.realtime.stamped {
@@ -405,6 +412,8 @@ impl Tenure {
     fn note_crash(&mut self, host: &mut Host, last_beat: Option<StoreTime>) {
         let now = host.store_now();
         let from = last_beat.or(self.sync.connected_since).unwrap_or(now);
+        // It died before its own drain was complete: what that showed is not known.
+        self.sync.suspect |= self.sync.disconnected.is_some();
         self.sync.disconnected = Some(self.sync.disconnected.map_or(from, |at| at.min(from)));
         self.sync.connected = None;
         self.ledger.set_sync(self.sync.disconnect_fields());
@@ -484,7 +493,7 @@ impl Tenure {
     }
 
     fn on_drained(&mut self, host: &mut Host, connection: RequestId, announced: u32, stored: u32) {
-        if self.link.state != LinkState::Open(connection) || self.drained {
+        if self.link.connection() != Some(connection) || self.drained {
             return;
         }
         self.drained = true;
@@ -713,6 +722,7 @@ impl Tenure {
                         covered.version = *version;
                         covered.beat += 1;
                     }
+                    self.note_compared(thread);
                 }
                 Companion::Outbox(id) => {
                     if let Some(sending) = self.sending.get_mut(id) {
@@ -724,6 +734,24 @@ impl Tenure {
                         lease.version = *version;
                     }
                 }
+            }
+        }
+    }
+
+    /// A thread whose durable coverage has seen every gap need not be compared again.
+    pub(crate) fn note_compared(&mut self, thread: &ThreadId) {
+        let latest = self.sync.gaps_of(thread).last().map_or(0, |gap| gap.seq);
+        let compared = self.coverage.get(thread).is_some_and(|covered| {
+            let coverage = &covered.coverage;
+            !covered.dirty && coverage.is_live() && coverage.applied_gap() >= latest
+        });
+        if compared {
+            self.clean.insert(thread.clone());
+            self.dirty.remove(thread);
+            self.tails.remove(thread);
+            if self.sync.thread_gaps.remove(thread).is_some() {
+                self.ledger.set_sync(self.sync.gap_fields());
+                self.ledger.push(Purpose::Patch);
             }
         }
     }
