@@ -4,6 +4,10 @@
 //! beforehand, sent by the raw client with as many in flight. Ratios are within one run, in
 //! alternating rounds; the emulator's JIT is warmed up first.
 
+#[expect(dead_code, reason = "the bench connects as the store does, and to an emulator only")]
+#[expect(unreachable_pub, reason = "public in the crate it belongs to")]
+#[path = "../src/connection.rs"]
+mod connection;
 #[expect(dead_code, reason = "the bench speaks half of the protocol")]
 #[path = "../src/wire.rs"]
 mod wire;
@@ -18,9 +22,9 @@ use backfill_core::jid::Twins;
 use backfill_core::time::StoreTime;
 use backfill_driver::ingest::Ingest;
 use backfill_driver::port::{Committed, Found, Snapshot, Store, StoreError};
+use firestore::FirestoreDb;
 use firestore::gcloud_sdk::google::firestore::v1 as pb;
 use firestore::gcloud_sdk::prost::Message;
-use firestore::{FirestoreDb, FirestoreDbOptions};
 use futures_util::{Stream, stream};
 use rustix::time::{ClockId, clock_gettime};
 use store_contract::{Emulator, EmulatorError, account, history};
@@ -74,15 +78,19 @@ async fn throughput(host: &str) {
             .map(|_| Recorder { store: store.clone(), log: Arc::default() })
             .collect();
         let ours = ingest(recorders.clone()).await;
-        let again = ingest(vec![store.clone(); IN_FLIGHT as usize]).await;
         let raw = Raw::connect(host, &format!("replay-{round}")).await;
         let logs: Vec<_> = recorders.iter().map(|recorder| raw.requests(recorder)).collect();
         let bytes = logs.iter().flatten().map(Request::bytes).sum::<usize>() as f64;
         let bytes = bytes / f64::from(messages);
         let ceiling = measured(messages, raw.send(logs)).await;
+        // Once more behind the ceiling, so that neither side always has the younger emulator.
+        let store_behind = open(host, format!("behind-{round}")).await;
+        let behind = ingest(vec![store_behind; IN_FLIGHT as usize]).await;
+        let again = ingest(vec![store.clone(); IN_FLIGHT as usize]).await;
         // The first round warms the emulator up.
         if round > 0 {
-            ratios.push(ours.per_second / ceiling.per_second);
+            let both = (ours.per_second * behind.per_second).sqrt();
+            ratios.push(both / ceiling.per_second);
             costs.push((ours, again, ceiling, bytes));
         }
     }
@@ -183,10 +191,10 @@ impl Request {
 
 impl Raw {
     async fn connect(host: &str, project: &str) -> Self {
-        use firestore::gcloud_sdk::google_cloud_auth::credentials::anonymous::Builder;
-        let options =
-            FirestoreDbOptions::new(project.into()).with_firebase_api_url(format!("http://{host}"));
-        let db = FirestoreDb::with_options_auth(options, Builder::new().build()).await;
+        // With other credentials the emulator would evaluate its rules for every document.
+        let credentials = connection::Credentials::Emulator(host.to_owned());
+        let options = connection::Options { project: project.into(), credentials };
+        let db = connection::connect(&options).await;
         Self { db: db.expect("the emulator answers") }
     }
 

@@ -5,6 +5,8 @@
 
 use std::hint::black_box;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use backfill_core::doc::{DocPath, FieldOp, FieldPath, Precondition, Value, Write};
@@ -63,7 +65,7 @@ fn fields(n: u32) -> Vec<(FieldPath, FieldOp)> {
 }
 
 fn writes(batch: u32, size: u32) -> Vec<Write> {
-    let write = |n| {
+    let write = |n: u32| {
         let id = (batch * size + n).wrapping_mul(2_654_435_761);
         let path = DocPath::parse(format!("threads/t{}/messages/3EB0{id:08X}", n % 50));
         Write::merge(path.expect("a valid path"), Precondition::Absent, fields(n))
@@ -129,12 +131,18 @@ async fn latency(path: &Path) {
     let store = SqliteStore::open(path).expect("the file opens");
     let lease = || DocPath::parse("accounts/a/leases/connection").expect("a valid path");
     for busy in [false, true] {
-        let bulk = store.clone();
+        let (bulk, done) = (store.clone(), Arc::new(AtomicU32::new(0)));
+        let counted = Arc::clone(&done);
         let writing = tokio::spawn(async move {
             for batch in (0..).take_while(|_| busy) {
                 bulk.commit(writes(batch, 500)).await.expect("the commit is applied");
+                counted.fetch_add(1, Ordering::Relaxed);
             }
         });
+        while busy && done.load(Ordering::Relaxed) < 2 {
+            tokio::task::yield_now().await;
+        }
+        let before = done.load(Ordering::Relaxed);
         let mut took = Vec::new();
         for n in 0..400_i64 {
             let started = Instant::now();
@@ -144,11 +152,11 @@ async fn latency(path: &Path) {
             store.commit(vec![Write::merge(lease(), precondition, beat)]).await.expect("a beat");
             took.push(started.elapsed());
         }
+        let beside = done.load(Ordering::Relaxed) - before;
         writing.abort();
         took.sort_unstable();
         println!(
-            "lease, read and compare-and-set{}: p50 {:?} p99 {:?}",
-            if busy { " beside bulk commits of 500" } else { "" },
+            "lease, read and compare-and-set, beside {beside} bulk commits of 500: p50 {:?} p99 {:?}",
             took[took.len() / 2],
             took[took.len() * 99 / 100]
         );

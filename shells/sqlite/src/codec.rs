@@ -214,7 +214,7 @@ mod tests {
                 let _ = decode(&damaged);
             }
         }
-        let deep = [vec![1, 0, ARRAY], vec![1, ARRAY].repeat(5_000)].concat();
+        let deep = [vec![1, 0, ARRAY], [1, ARRAY].repeat(5_000)].concat();
         assert_eq!(decode(&deep), None);
     }
 }
