@@ -682,7 +682,11 @@ impl Tenure {
             if !work.looked && (behind || !covered.coverage.is_live()) {
                 work.looked = true;
                 run.step = Step::Looking(work.thread.clone());
+                // A comparison leaves out the times that the inbox wrote as text, which would come
+                // first; ingest clamps what lies further ahead.
+                let ahead = host.store_now() + Duration::from_secs(25 * 3_600);
                 let query = Query::all(work.thread.messages(), NEWEST_CANDIDATES)
+                    .filter(FieldPath::new("tsClient"), Comparison::LessOrEqual, ahead)
                     .order_by(FieldPath::new("tsClient"), Direction::Descending)
                     .select([FieldPath::new("key"), FieldPath::new("tsClient")]);
                 run.reading = Some(host.query(run_route(&self.id, kind), query));
