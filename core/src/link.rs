@@ -101,3 +101,72 @@ const STABLE: Duration = Duration::from_secs(60);
 /// This many replacements within [`CONTEST_WINDOW`] are worth an operator's attention.
 const CONTESTS: usize = 5;
 const CONTEST_WINDOW: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::InstanceId;
+    use crate::policy::{Policy, Settings};
+
+    fn host() -> Host {
+        let settings = Settings::exclusive(InstanceId::parse("i").unwrap());
+        Host::new(Policy::new(settings).unwrap(), [7; 32], Mono::from_millis(1_000))
+    }
+
+    fn pass(host: &mut Host, secs: u64) {
+        host.now = host.now + Duration::from_secs(secs);
+    }
+
+    #[test]
+    fn waits_double_with_every_failure_up_to_a_limit() {
+        let (mut host, mut link) = (host(), Link::new());
+        let mut longest = 2;
+        for _ in 0..40 {
+            let (wait, contested) = link.lost(&mut host, CloseReason::Lost);
+            assert!(
+                wait <= Duration::from_secs(longest) && wait >= Duration::from_secs(longest) / 2
+            );
+            assert!(!contested);
+            longest = (longest * 2).min(300);
+        }
+    }
+
+    #[test]
+    fn a_connection_that_stood_a_minute_begins_anew() {
+        let (mut host, mut link) = (host(), Link::new());
+        for _ in 0..8 {
+            link.lost(&mut host, CloseReason::Lost);
+        }
+        link.opened(&host, RequestId(1));
+        pass(&mut host, 60);
+        let (wait, _) = link.lost(&mut host, CloseReason::Lost);
+        assert!(wait <= Duration::from_secs(1));
+        assert_eq!(link.connection(), None);
+    }
+
+    #[test]
+    fn being_replaced_five_times_in_a_row_is_a_contest() {
+        let (mut host, mut link) = (host(), Link::new());
+        let mut replaced = |secs| {
+            pass(&mut host, secs);
+            link.opened(&host, RequestId(1));
+            link.lost(&mut host, CloseReason::Replaced).1
+        };
+        assert_eq!([1, 1, 1, 1, 1].map(&mut replaced), [false, false, false, false, true]);
+        assert_eq!([9, 9, 9, 9, 9].map(&mut replaced), [false; 5], "too far apart");
+    }
+
+    #[test]
+    fn cut_off_counts_from_the_first_failure_to_reach_whatsapp() {
+        let (mut host, mut link) = (host(), Link::new());
+        link.lost(&mut host, CloseReason::Lost);
+        let first = host.now;
+        pass(&mut host, 10);
+        link.lost(&mut host, CloseReason::Lost);
+        assert_eq!(link.cut_off_since, Some(first));
+        link.opened(&host, RequestId(1));
+        assert_eq!(link.cut_off_since, None);
+        link.lost(&mut host, CloseReason::Lost);
+        assert_eq!(link.cut_off_since, None, "it was reached until now");
+    }
+}

@@ -86,3 +86,65 @@ impl LockView {
 
 /// The term that a Node instance writes and expects.
 const COMPAT_TERM: Duration = Duration::from_secs(90);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doc::Value;
+    use crate::id::InstanceId;
+    use crate::policy::{Policy, Settings};
+    use crate::time::Mono;
+
+    /// Whether a holder counts at `now`, who wrote at second 1000 that it holds until `until`.
+    fn counts(holder: &str, until: i64, now: i64) -> bool {
+        let settings = Settings::exclusive(InstanceId::parse("i").unwrap());
+        let host = Host::new(Policy::new(settings).unwrap(), [7; 32], Mono::from_millis(1));
+        let mut view = LockView::default();
+        view.see_compat(Some(&Document {
+            path: compat_path(),
+            fields: [
+                ("holderInstanceId".into(), Value::from(holder)),
+                ("leaseUntil".into(), Value::Int(until * 1_000)),
+            ]
+            .into(),
+            version: Version(1),
+            update_time: StoreTime::from_secs(1_000),
+        }));
+        view.foreign_holds(&host, StoreTime::from_secs(now))
+    }
+
+    #[test]
+    fn a_foreign_holder_counts_until_its_own_word_and_a_quiet_term_are_over() {
+        assert!(counts("node-1", 1_090, 1_050));
+        assert!(counts("node-1", 1_090, 1_095), "the margin");
+        assert!(counts("node-1", 1_010, 1_050), "its clock may be behind");
+        assert!(!counts("node-1", 1_090, 1_101));
+    }
+
+    #[test]
+    fn what_stands_still_for_three_terms_counts_no_more_whatever_it_says() {
+        assert!(counts("node-1", 9_000_000, 1_270));
+        assert!(!counts("node-1", 9_000_000, 1_271));
+    }
+
+    #[test]
+    fn our_own_marks_and_what_was_given_back_are_not_foreign() {
+        assert!(!counts("i#0123456789abcdef0123", 1_090, 1_050));
+        assert!(!counts("shared:c", 1_090, 1_050));
+        assert!(!counts("", 1_090, 1_050));
+        assert!(!counts("node-1", 0, 1_050));
+    }
+
+    #[test]
+    fn a_label_equal_to_ours_without_a_boot_is_foreign() {
+        assert!(counts("i", 1_090, 1_050));
+        assert!(counts("i#short", 1_090, 1_050));
+    }
+
+    #[test]
+    fn nothing_there_holds_nothing() {
+        let view = LockView::default();
+        assert_eq!(view.unchanged(), Precondition::Absent);
+        assert_eq!(view.compat_unchanged(), Precondition::Absent);
+    }
+}

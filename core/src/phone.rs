@@ -90,3 +90,78 @@ fn occupied(host: &Host) -> Duration {
     let phone = &host.policy.phone;
     phone.send_window + phone.spacing.max(phone.timeout)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::InstanceId;
+    use crate::policy::{Policy, Settings};
+
+    /// Spacing 30 s, timeout 60 s, send window 5 s: a request counts for 65 s.
+    fn host() -> Host {
+        let settings = Settings::exclusive(InstanceId::parse("i").unwrap());
+        let mut host = Host::new(Policy::new(settings).unwrap(), [7; 32], Mono::from_millis(1_000));
+        host.observe(StoreTime::from_secs(500));
+        host
+    }
+
+    fn asked(host: &Host) -> Phone {
+        let mut phone = Phone::default();
+        phone.asked(host, RunKind::RecentSync, RequestId(1), host.now);
+        phone
+    }
+
+    fn after(host: &Host, secs: u64) -> Mono {
+        host.now + Duration::from_secs(secs)
+    }
+
+    #[test]
+    fn a_predecessors_reservation_still_counts() {
+        let (host, mut phone) = (host(), Phone::default());
+        phone.adopt(&host, Some(StoreTime::from_secs(480)));
+        assert!(!phone.is_free(after(&host, 45)), "20 of 65 s are over");
+        assert!(phone.is_free(after(&host, 47)));
+    }
+
+    #[test]
+    fn an_old_reservation_counts_no_more_and_one_from_the_future_not_forever() {
+        let (host, mut phone) = (host(), Phone::default());
+        phone.adopt(&host, Some(StoreTime::from_secs(430)));
+        assert!(phone.is_free(host.now));
+        phone.adopt(&host, Some(StoreTime::from_secs(9_000_000)));
+        assert!(!phone.is_free(host.now));
+        assert!(phone.is_free(after(&host, 140)));
+    }
+
+    #[test]
+    fn an_answer_leaves_only_the_spacing_to_wait_for() {
+        let mut host = host();
+        let begun = host.now;
+        let mut phone = asked(&host);
+        host.now = after(&host, 3);
+        phone.answered(&host);
+        assert!(!phone.is_free(begun + Duration::from_secs(34)));
+        assert!(phone.is_free(begun + Duration::from_secs(35)), "spacing and send window");
+    }
+
+    #[test]
+    fn a_disconnect_does_not_free_the_phone() {
+        let host = host();
+        let mut phone = asked(&host);
+        phone.disconnected();
+        assert_eq!(phone.awaited(), None);
+        assert!(!phone.is_free(after(&host, 64)));
+        assert!(phone.is_free(after(&host, 65)));
+    }
+
+    #[test]
+    fn nobody_asks_while_a_reservation_is_being_written() {
+        let host = host();
+        let mut phone =
+            Phone { state: PhoneState::Reserving(RunKind::AutoBackfill), ..Phone::default() };
+        assert!(!phone.is_free(after(&host, 1_000)));
+        phone.not_asked(&host);
+        assert!(!phone.is_free(after(&host, 29)));
+        assert!(phone.is_free(after(&host, 30)));
+    }
+}

@@ -148,3 +148,108 @@ impl Peer {
         own || host.bug(Bug::DeadMarkAfterOneLook) || host.now.since(first) >= apart
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doc::Value;
+    use crate::id::InstanceId;
+    use crate::policy::{Policy, Settings};
+
+    fn host() -> Host {
+        let settings = Settings::exclusive(InstanceId::parse("i").unwrap());
+        let mut host = Host::new(Policy::new(settings).unwrap(), [7; 32], Mono::from_millis(1_000));
+        host.deadline = Mono::NEVER;
+        host
+    }
+
+    /// A session that was renewed at second 100 with a term of 90 seconds.
+    fn session(boot: &str, version: i64, since: i64) -> Arc<Document> {
+        let fields = [
+            ("instanceId".into(), Value::from("i")),
+            ("since".into(), Value::Timestamp(StoreTime::from_secs(since))),
+            ("ttlMs".into(), Value::Int(90_000)),
+            ("live".into(), Value::from(true)),
+        ];
+        Arc::new(Document {
+            path: BootId::parse(boot).unwrap().path(),
+            fields: fields.into(),
+            version: Version(version),
+            update_time: StoreTime::from_secs(100),
+        })
+    }
+
+    fn look(roster: &mut Roster, host: &mut Host, at_ms: u64, doc: &Arc<Document>) -> usize {
+        host.now = Mono::from_millis(at_ms);
+        roster.learn(host, StoreTime::from_secs(191), std::slice::from_ref(doc)).len()
+    }
+
+    #[test]
+    fn a_dead_mark_takes_two_looks_a_third_of_a_term_apart() {
+        let (mut roster, mut host) = (Roster::default(), host());
+        let doc = session("b", 1, 50);
+        assert_eq!(look(&mut roster, &mut host, 1_000, &doc), 0);
+        assert_eq!(look(&mut roster, &mut host, 30_999, &doc), 0);
+        assert_eq!(look(&mut roster, &mut host, 31_000, &doc), 1);
+    }
+
+    #[test]
+    fn a_renewal_between_the_looks_begins_anew() {
+        let (mut roster, mut host) = (Roster::default(), host());
+        assert_eq!(look(&mut roster, &mut host, 1_000, &session("b", 1, 50)), 0);
+        assert_eq!(look(&mut roster, &mut host, 31_000, &session("b", 2, 50)), 0);
+        assert_eq!(look(&mut roster, &mut host, 61_000, &session("b", 2, 50)), 1);
+    }
+
+    #[test]
+    fn who_does_not_believe_sees_nothing_expired() {
+        let (mut roster, mut host) = (Roster::default(), host());
+        let doc = session("b", 1, 50);
+        host.deadline = Mono::ZERO;
+        assert_eq!(look(&mut roster, &mut host, 1_000, &doc), 0);
+        host.deadline = Mono::NEVER;
+        assert_eq!(look(&mut roster, &mut host, 40_000, &doc), 0, "the first look");
+        assert_eq!(look(&mut roster, &mut host, 70_000, &doc), 1);
+    }
+
+    #[test]
+    fn a_new_boot_looks_anew() {
+        let (mut roster, mut host) = (Roster::default(), host());
+        let doc = session("b", 1, 50);
+        look(&mut roster, &mut host, 1_000, &doc);
+        roster.end_own(BootId::parse("mine").unwrap());
+        assert_eq!(look(&mut roster, &mut host, 31_000, &doc), 0);
+    }
+
+    #[test]
+    fn what_has_not_outlived_its_term_is_not_expired() {
+        let (mut roster, mut host) = (Roster::default(), host());
+        for at in [1_000, 100_000] {
+            host.now = Mono::from_millis(at);
+            let read_time = StoreTime::from_secs(190);
+            assert_eq!(roster.learn(&host, read_time, &[session("b", 1, 50)]), []);
+        }
+        assert!(roster.peer("b").is_some_and(|peer| !peer.expired));
+    }
+
+    #[test]
+    fn an_earlier_boot_of_ones_own_is_marked_at_sight() {
+        let (mut roster, mut host) = (Roster::default(), host());
+        roster.end_own(BootId::parse("b").unwrap());
+        assert_eq!(look(&mut roster, &mut host, 1_000, &session("b", 1, 50)), 1);
+    }
+
+    #[test]
+    fn of_two_with_one_label_the_later_gives_way_to_a_live_one() {
+        let (mut roster, host) = (Roster::default(), host());
+        let own = StoreTime::from_secs(60);
+        roster.learn(&host, StoreTime::from_secs(110), &[session("b", 1, 50)]);
+        assert!(roster.elder(&host, own).is_some());
+        assert!(roster.elder(&host, StoreTime::from_secs(40)).is_none(), "that one is the later");
+        roster.learn(&host, StoreTime::from_secs(300), &[session("b", 1, 50)]);
+        assert!(roster.elder(&host, own).is_none(), "expired");
+        roster.learn(&host, StoreTime::from_secs(110), &[session("b", 1, 50)]);
+        roster.end_own(BootId::parse("b").unwrap());
+        assert!(roster.elder(&host, own).is_none(), "an earlier boot of one's own");
+    }
+}

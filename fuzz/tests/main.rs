@@ -2,6 +2,7 @@
 
 mod coverage;
 mod ingest;
+mod instance;
 mod leases;
 
 /// How many cases a property tries whose cases are slow: as many as the environment variable
