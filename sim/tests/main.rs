@@ -1,3 +1,7 @@
 //! Whole worlds.
 
+mod cli;
+mod picture;
+mod regressions;
+mod shrinking;
 mod tier1;
