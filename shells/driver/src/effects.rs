@@ -9,8 +9,9 @@ use std::time::Duration;
 use backfill_core::id::AccountId;
 use backfill_core::io::{Answer, GatewayCall, GatewayRequest, Lane, Rejection, StoreRequest};
 use futures_channel::oneshot;
+use futures_util::future::{Either, select};
 
-use crate::calls::{Calls, answer_to, within};
+use crate::calls::{Calls, answer_to, reach};
 use crate::handle::{Arrival, Inbox};
 use crate::permits::Permits;
 use crate::port::{Gateway, Runtime, Store};
@@ -67,25 +68,31 @@ impl<S: Store, G: Gateway, R: Runtime> Effects<S, G, R> {
                 before.await.ok();
             }
             let id = request.id;
-            let answer = if runtime.now() > request.not_after {
-                Answer::Rejected(Rejection::Expired)
-            } else {
-                let patience = patience(&request.call);
-                let mut call = pin!(gateway.execute(request));
-                let mut begins = Some(begins);
-                let call = poll_fn(|cx| {
-                    let polled: Poll<Answer> = call.as_mut().poll(cx);
-                    begins.take();
-                    polled
-                });
-                within(&runtime, patience, call).await.unwrap_or(Answer::Unknown)
-            };
-            inbox.usual(Arrival::Answer(id, answer, None));
+            if runtime.now() > request.not_after {
+                let expired = Answer::Rejected(Rejection::Expired);
+                return inbox.usual(Arrival::Answer(id, expired, None));
+            }
+            let end = reach(&runtime, runtime.now() + patience(&request.call));
+            let mut call = pin!(gateway.execute(request));
+            let mut begins = Some(begins);
+            let call = poll_fn(|cx| {
+                let polled: Poll<Answer> = call.as_mut().poll(cx);
+                begins.take();
+                polled
+            });
+            match select(call, pin!(end)).await {
+                Either::Left((answer, _)) => inbox.usual(Arrival::Answer(id, answer, None)),
+                Either::Right(((), call)) => {
+                    inbox.usual(Arrival::Answer(id, Answer::Unknown, None));
+                    // What has begun is brought to its end: a connection that is half closed, say.
+                    call.await;
+                }
+            }
         });
     }
 }
 
-/// How long a call of the gateway may take. History chunks are as large as they are; the core
+/// How long the core waits for a call of the gateway. History chunks are as large as they are; the core
 /// waits for them without a limit of its own.
 const fn patience(call: &GatewayCall) -> Duration {
     match call {
@@ -171,16 +178,19 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_hangs_is_dropped_and_unknown() {
+    fn a_call_that_takes_too_long_is_unknown_and_goes_on() {
         let mut w = World::new();
         let account = AccountId::parse("a").unwrap();
         let (not_after, call) = (Mono::NEVER, GatewayCall::Connect);
         w.effects.ask_gateway(GatewayRequest { id: RequestId(1), account, not_after, call });
         w.hand.pass(Duration::from_secs(29));
-        assert_eq!(w.gateway.dropped(), 0);
+        assert_eq!(w.answers(), [""; 0]);
         w.hand.pass(Duration::from_secs(1));
         assert_eq!(w.answers(), ["1 Unknown"]);
-        assert_eq!(w.gateway.dropped(), 1);
+        assert_eq!(*w.gateway.ended.lock().unwrap(), [0; 0]);
+        w.hand.pass(Duration::from_secs(60));
+        assert_eq!(*w.gateway.ended.lock().unwrap(), [1]);
+        assert_eq!(w.answers(), [""; 0]);
     }
 
     struct World {
@@ -195,7 +205,7 @@ mod tests {
         fn new() -> Self {
             let hand = Hand::default();
             let store = Shelf::new(&hand);
-            let gateway = Slow::default();
+            let gateway = Slow { hand: hand.clone(), begun: Arc::default(), ended: Arc::default() };
             let label = backfill_core::id::InstanceId::parse("i").unwrap();
             let policy = Policy::new(Settings::exclusive(label)).unwrap();
             let calls = Calls::new(store.clone(), hand.clone(), &policy);
@@ -230,35 +240,21 @@ mod tests {
         }
     }
 
-    /// Connecting never ends.
-    #[derive(Clone, Default)]
+    /// Connecting takes a minute.
+    #[derive(Clone)]
     struct Slow {
+        hand: Hand,
         begun: Arc<Mutex<Vec<u64>>>,
-        ended: Arc<Mutex<usize>>,
-    }
-
-    impl Slow {
-        /// How many calls were dropped before their end.
-        fn dropped(&self) -> usize {
-            *self.ended.lock().unwrap()
-        }
-    }
-
-    struct CountDrop(Arc<Mutex<usize>>);
-
-    impl Drop for CountDrop {
-        fn drop(&mut self) {
-            *self.0.lock().unwrap() += 1;
-        }
+        ended: Arc<Mutex<Vec<u64>>>,
     }
 
     impl Gateway for Slow {
         async fn execute(&self, request: GatewayRequest) -> Answer {
             self.begun.lock().unwrap().push(request.id.0);
             if request.call == GatewayCall::Connect {
-                let _count = CountDrop(Arc::clone(&self.ended));
-                std::future::pending::<()>().await;
+                reach(&self.hand, self.hand.now() + Duration::from_secs(60)).await;
             }
+            self.ended.lock().unwrap().push(request.id.0);
             Answer::Done
         }
     }

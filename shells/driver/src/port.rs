@@ -19,7 +19,8 @@ pub trait Gateway: Clone + Send + Sync + 'static {
     /// before it first waits. `not_after` has been checked just before the first poll; who waits
     /// before the effect itself checks it again.
     ///
-    /// A call that takes too long is dropped, and counts as [`Answer::Unknown`].
+    /// A call that takes too long counts as [`Answer::Unknown`]; it goes on, and its end changes
+    /// nothing. So whatever it reports must be right however late.
     fn execute(&self, request: GatewayRequest) -> impl Future<Output = Answer> + Send;
 }
 
