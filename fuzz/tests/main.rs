@@ -1,5 +1,7 @@
 //! Every property, one module per part of the core.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod coverage;
 mod ingest;
 mod instance;

@@ -1,5 +1,7 @@
 //! Whole worlds.
 
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
 mod cli;
 mod picture;
 mod regressions;

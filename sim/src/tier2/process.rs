@@ -45,6 +45,7 @@ pub(super) fn address(process: u32) -> String {
 }
 
 /// What a process does from its start to its end.
+#[expect(clippy::manual_async_fn, reason = "says that it is Send")]
 pub(super) fn prepare(world: World, plan: Plan) -> impl Future<Output = ()> + Send {
     async move {
         let Plan { number, instance, policy, seed, clock } = plan;
