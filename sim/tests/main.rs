@@ -5,3 +5,4 @@ mod picture;
 mod regressions;
 mod shrinking;
 mod tier1;
+mod tier2;
