@@ -215,7 +215,7 @@ fn start(world: &World, instance: u8) {
     });
     if let Some((node, plan)) = made {
         let number = plan.number;
-        let driver = process::prepare(world.clone(), plan);
+        let driver = process::run(world.clone(), plan);
         partition(world, number);
         node.spawn(driver);
     }
