@@ -171,9 +171,10 @@ impl Checker {
 
     /// A process ends: of itself after it was told to stop, or not.
     ///
-    /// L5, first half: a graceful stop takes no longer than its limit and a few seconds.
+    /// L5, first half: a graceful stop takes no longer than closing and the last write may, each of
+    /// which has the limit, and a few seconds.
     pub fn ended(&mut self, at: Real, process: u32, graceful: bool, disturbed: bool) {
-        let limit = (self.policy.stop_timeout + self.policy.write_timeout * 3).as_millis() as u64;
+        let limit = (self.policy.stop_timeout * 2 + self.policy.write_timeout).as_millis() as u64;
         let p = &mut self.processes[process as usize];
         p.alive = false;
         p.crashed = !graceful;

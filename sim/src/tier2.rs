@@ -215,7 +215,7 @@ fn start(world: &World, instance: u8) {
     });
     if let Some((node, plan)) = made {
         let number = plan.number;
-        let driver = process::prepare(world.clone(), plan);
+        let driver = process::run(world.clone(), plan);
         partition(world, number);
         node.spawn(driver);
     }
@@ -280,7 +280,6 @@ fn fault(world: &World, desk: &Endpoint, i: u32, on: bool) {
         }
         Kind::StorePartition { .. } => {
             for p in hosts.into_iter().filter_map(|(_, p)| p) {
-                world.look(|t| t.processes[p as usize].disturbed = true);
                 partition(world, p);
             }
         }
@@ -391,12 +390,8 @@ impl Truth {
     fn stopping(&mut self, p: u32) {
         self.checker.stopping(self.now, p);
         let process = &mut self.processes[p as usize];
-        // A process that stands still hears of it later, and one that cannot reach the store waits
-        // for it as long as it may.
-        let cut_off = [true, false].into_iter().any(|requests| {
-            self.faults.on(Kind::StorePartition { requests }, process.instance, truth::NOBODY)
-        });
-        process.disturbed |= cut_off || process.state != State::Running;
+        // A process that stands still hears of it later.
+        process.disturbed |= process.state != State::Running;
         let policy = &self.hosts[process.host].policy;
         let patience = policy.stop_timeout.as_millis() as u64 * 3;
         let end = self.now.after(patience);

@@ -7,3 +7,4 @@ mod picture;
 mod regressions;
 mod shrinking;
 mod tier1;
+mod tier2;

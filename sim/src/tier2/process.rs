@@ -45,35 +45,32 @@ pub(super) fn address(process: u32) -> String {
 }
 
 /// What a process does from its start to its end.
-#[expect(clippy::manual_async_fn, reason = "says that it is Send")]
-pub(super) fn prepare(world: World, plan: Plan) -> impl Future<Output = ()> + Send {
-    async move {
-        let Plan { number, instance, policy, seed, clock } = plan;
-        let endpoint = Endpoint::bind(address(number)).await.expect("its address is its own");
-        let wire = Wire::new(world.clone(), number, endpoint);
-        let local = Local::new(clock.clone());
-        let scenario = world.look(|truth| truth.scenario.seed);
-        let close_timeout = policy.close_timeout;
-        let witness = Witness {
-            world: world.clone(),
-            process: number,
-            instance,
-            clock,
-            mode: Mode::Passive(PassiveReason::Starting),
-            asked: BTreeMap::new(),
-            touched: Touched::NOTHING,
-        };
-        let driver = Driver::new(policy, seed, wire.clone(), local.clone(), witness);
-        let handle = driver.handle();
-        let own = Chance::of(u64::from(number) ^ scenario, "client");
-        let client = Client::new(handle, wire.clone(), local, own, close_timeout);
-        let brought = Arc::new(Mutex::new(InOrder::default()));
-        for _ in 0..EARS {
-            madsim::task::spawn(listen(wire.clone(), client.clone(), Arc::clone(&brought)));
-        }
-        driver.run(client).await;
-        world.look(|truth| truth.end(number, true));
+pub(super) async fn run(world: World, plan: Plan) {
+    let Plan { number, instance, policy, seed, clock } = plan;
+    let endpoint = Endpoint::bind(address(number)).await.expect("its address is its own");
+    let wire = Wire::new(world.clone(), number, endpoint);
+    let local = Local::new(clock.clone());
+    let scenario = world.look(|truth| truth.scenario.seed);
+    let close_timeout = policy.close_timeout;
+    let witness = Witness {
+        world: world.clone(),
+        process: number,
+        instance,
+        clock,
+        mode: Mode::Passive(PassiveReason::Starting),
+        asked: BTreeMap::new(),
+        touched: Touched::NOTHING,
+    };
+    let driver = Driver::new(policy, seed, wire.clone(), local.clone(), witness);
+    let handle = driver.handle();
+    let own = Chance::of(u64::from(number) ^ scenario, "client");
+    let client = Client::new(handle, wire.clone(), local, own, close_timeout);
+    let brought = Arc::new(Mutex::new(InOrder::default()));
+    for _ in 0..EARS {
+        madsim::task::spawn(listen(wire.clone(), client.clone(), Arc::clone(&brought)));
     }
+    driver.run(client).await;
+    world.look(|truth| truth.end(number, true));
 }
 
 type Line = Arc<Mutex<InOrder<(u16, u64, super::wire::Brought)>>>;
