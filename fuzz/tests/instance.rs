@@ -363,7 +363,7 @@ impl Rig {
             5 => GatewayEvent::Closed { connection, reason: CloseReason::PairingExpired },
             6 => GatewayEvent::Drained { connection, announced: 3, stored: u32::from(n) },
             7 => GatewayEvent::IngestFailed { connection },
-            8 | 9 | 10 => GatewayEvent::Opened { connection },
+            8..=10 => GatewayEvent::Opened { connection },
             11 => {
                 let page = PageFacts {
                     thread: thread(number),

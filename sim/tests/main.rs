@@ -1,6 +1,7 @@
 //! Whole worlds.
 
 mod cli;
+mod model;
 mod picture;
 mod regressions;
 mod shrinking;
