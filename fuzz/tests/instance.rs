@@ -8,8 +8,9 @@ use backfill_core::doc::{DocPath, Document, Value, Version};
 use backfill_core::id::{AccountId, InstanceId, RequestId, ThreadId};
 use backfill_core::instance::Instance;
 use backfill_core::io::{
-    Answer, ChunkId, CloseReason, Command, CommandId, GatewayEvent, GatewayRequest, Hint, Ingested,
-    Input, Output, PageFacts, Rejection, Source, StoreCall, StoreRequest, ThreadSpan,
+    Answer, ChunkId, CloseReason, Command, CommandId, GatewayCall, GatewayEvent, GatewayRequest,
+    Hint, Ingested, Input, Output, PageFacts, Rejection, Source, StoreCall, StoreRequest,
+    ThreadSpan,
 };
 use backfill_core::policy::{Policy, Settings};
 use backfill_core::time::{Mono, StoreTime};
@@ -29,6 +30,8 @@ enum Step {
     AnswerAnyhow(Option<Index>, u8),
     Command(u8),
     Credentials(bool),
+    /// So many requests are answered in their order, and connections open
+    Flow(u8),
     Gateway(Index, u8, i64),
     Hint(u8),
     /// Somebody writes nonsense into a document that the instance has asked for
@@ -42,7 +45,8 @@ fn step() -> impl Strategy<Value = Step> {
         12 => any_index().prop_map(Step::Answer),
         3 => (prop::option::of(any_index()), any::<u8>())
             .prop_map(|(i, n)| Step::AnswerAnyhow(i, n)),
-        1 => any::<u8>().prop_map(Step::Command),
+        3 => any::<u8>().prop_map(Step::Command),
+        4 => (0_u8..40).prop_map(Step::Flow),
         1 => any::<bool>().prop_map(Step::Credentials),
         5 => (any_index(), any::<u8>(), number()).prop_map(|(i, n, m)| Step::Gateway(i, n, m)),
         1 => any::<u8>().prop_map(Step::Hint),
@@ -162,7 +166,7 @@ impl Rig {
             highest: 0,
             log: String::new(),
         };
-        rig.give(Input::Timeout);
+        rig.give(Input::Credentials(account(), true));
         rig
     }
 
@@ -193,7 +197,9 @@ impl Rig {
                 Output::Gateway(request) => {
                     assert!(request.id.0 > self.highest, "requests are numbered upwards");
                     self.highest = request.id.0;
-                    self.opened.push(request.id);
+                    if matches!(request.call, GatewayCall::Connect | GatewayCall::History { .. }) {
+                        self.opened.push(request.id);
+                    }
                     self.wanted.push(request);
                 }
                 Output::Event(_) | Output::Reply(..) | Output::Stopped => {}
@@ -253,7 +259,7 @@ impl Rig {
                 self.give(Input::Answer(id, answer));
             }
             Step::Command(n) => {
-                let command = match n % 16 {
+                let command = match n % 64 {
                     0 => Command::Stop,
                     1..=3 => Command::RegenerateQr(account()),
                     4 => Command::DeleteAccount(account()),
@@ -262,9 +268,27 @@ impl Rig {
                 self.give(Input::Command(CommandId(u64::from(*n)), command));
             }
             Step::Credentials(here) => self.give(Input::Credentials(account(), *here)),
+            Step::Flow(most) => {
+                for _ in 0..*most {
+                    if !self.asked.is_empty() {
+                        let request = self.asked.remove(0);
+                        let answer = self.serve(&request.call);
+                        self.give(Input::Answer(request.id, answer));
+                    } else if !self.wanted.is_empty() {
+                        let request = self.wanted.remove(0);
+                        self.give(Input::Answer(request.id, Answer::Done));
+                        if request.call == GatewayCall::Connect {
+                            let opened = GatewayEvent::Opened { connection: request.id };
+                            self.give(Input::Gateway(account(), opened));
+                        }
+                    }
+                }
+            }
             Step::Gateway(index, n, number) => {
                 let connection = match self.opened.len() {
                     0 => RequestId(u64::from(*n)),
+                    // Mostly the latest: the others are over.
+                    len if n % 4 > 0 => self.opened[len - 1],
                     len => self.opened[index.index(len)],
                 };
                 self.gateway(connection, *n, *number);
@@ -339,7 +363,7 @@ impl Rig {
             5 => GatewayEvent::Closed { connection, reason: CloseReason::PairingExpired },
             6 => GatewayEvent::Drained { connection, announced: 3, stored: u32::from(n) },
             7 => GatewayEvent::IngestFailed { connection },
-            8 | 9 | 10 => GatewayEvent::Opened { connection },
+            8..=10 => GatewayEvent::Opened { connection },
             11 => {
                 let page = PageFacts {
                     thread: thread(number),
@@ -377,7 +401,7 @@ proptest! {
     fn nothing_upsets_an_instance(
         shared in any::<bool>(),
         beginning in prop_oneof![Just(0), 0_u64..1_000_000, Just(u64::MAX)],
-        steps in vec(step(), 1..300),
+        steps in vec(step(), 1..600),
     ) {
         let run = || {
             let mut rig = Rig::new(shared, beginning);

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod cli;
+mod model;
 mod picture;
 mod regressions;
 mod shrinking;
