@@ -4,6 +4,12 @@
 //! for some hours of its own time while nothing happens but what it does by itself: renewals,
 //! scans, ticks and runs. The time that counts is that between an input and its last output.
 
+#![allow(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "a benchmark reads the clock"
+)]
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -125,8 +131,6 @@ impl World {
             assert!(self.now < limit, "{} of {accounts} accounts are connected", self.open);
         }
     }
-
-    #[expect(clippy::disallowed_methods, reason = "how long deciding takes, not what is decided")]
     fn step(&mut self) -> Step {
         let timeout = self.core.poll_timeout().map_or(Mono::NEVER, |(at, _)| at);
         let input = match self.inputs.pop_front() {
