@@ -1,6 +1,10 @@
 //! Whole worlds.
 
-#![allow(clippy::unwrap_used, reason = "a test may panic")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a test may panic and look at the clock"
+)]
 
 mod cli;
 mod model;
