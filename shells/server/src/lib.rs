@@ -1,0 +1,1 @@
+//! The server: configuration, wiring and command line of wa-backfill.

@@ -1,0 +1,3 @@
+//! The `wa-backfill` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! WhatsApp as the driver's gateway, over the real client.
