@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use wacore::store::DevicePropsOverride;
 use wacore::store::device::default_history_sync_config;
-use wacore::store::traits::Backend;
+
 use waproto::whatsapp::device_props::PlatformType;
 use whatsapp_rust::bot::Bot;
 use whatsapp_rust::{Client, TokioRuntime};
@@ -27,9 +27,9 @@ use crate::gate::Gated;
 use crate::history::History;
 use crate::hook::Hook;
 use crate::http::SharedHttp;
-use crate::link::Link;
+use crate::link::{Link, Used};
 use crate::options::Options;
-use crate::session::Sessions;
+use crate::session::{SessionError, Sessions};
 use crate::spool::Keep;
 use crate::{page, pair, send};
 
@@ -73,20 +73,15 @@ impl<S: Store> WhatsApp<S> {
     /// begins: it serves no linked account of which it does not know that.
     ///
     /// # Errors
-    /// The sessions cannot be read.
-    pub async fn start(&self) -> Result<(), StartError> {
-        let here = self.0.sessions.here().await.map_err(|e| StartError(Box::new(e)))?;
+    /// [`SessionError`] if the sessions of this host cannot be read.
+    pub async fn start(&self) -> Result<(), SessionError> {
+        let here = self.0.sessions.known().await?;
         for account in here {
             self.0.handle.credentials(account, true);
         }
         Ok(())
     }
 }
-
-/// The sessions of this host cannot be read.
-#[derive(Debug, thiserror::Error)]
-#[error("the sessions cannot be read")]
-pub struct StartError(#[source] Box<dyn std::error::Error + Send + Sync>);
 
 impl<S: Store> Gateway for WhatsApp<S> {
     async fn execute(&self, request: GatewayRequest) -> Answer {
@@ -173,11 +168,12 @@ impl<S: Store> WhatsApp<S> {
         not_after: Mono,
     ) -> Result<(), Rejection> {
         let Shared { handle, sessions, options, .. } = &*self.0;
-        let session = Arc::clone(&account.session).lock_owned().await;
-        let backend = sessions.open(&account.id).await.map_err(|error| {
+        let turn = Arc::clone(&account.session).lock_owned().await;
+        let session = sessions.open(&account.id).await.map_err(|error| {
             tracing::warn!(account = %account.id, %error, "the session cannot be opened");
             Rejection::Unavailable
         })?;
+        let backend = Arc::clone(&session.backend);
         let device = backend.load().await.map_err(|_| Rejection::Unavailable)?;
         let linked = device.is_some_and(|device| device.pn.is_some());
         let known = backend.get_all_lid_mappings().await.map_err(|_| Rejection::Unavailable)?;
@@ -228,7 +224,8 @@ impl<S: Store> WhatsApp<S> {
         tokio::spawn(desk.serve(asides));
         let (gateway, id) = (self.clone(), account.id.clone());
         let wipe = move || async move { gateway.wipe(&id).await };
-        tokio::spawn(Arc::clone(link).run(bot, session, options.close_timeout, wipe));
+        let used = Used { session, turn };
+        tokio::spawn(Arc::clone(link).run(bot, used, options.close_timeout, wipe));
         Ok(())
     }
 

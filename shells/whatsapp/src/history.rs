@@ -228,7 +228,7 @@ fn read_pieces(chunk: &Chunk, from: u32, me: &Me, pieces: &mpsc::Sender<Piece>) 
             let page = conversation.and_then(|conversation| {
                 convert::conversation(&conversation, SyncSource::HistorySync, me, chunk.at)
             });
-            let mut send = |piece| pieces.blocking_send(piece).is_ok();
+            let send = |piece| pieces.blocking_send(piece).is_ok();
             let twins = page.as_ref().and_then(|page| page.twins.clone());
             if let Some(pair) = twins {
                 let leftovers = Leftovers { twins: vec![pair], ..Leftovers::default() };

@@ -31,7 +31,8 @@ mod send;
 pub mod session;
 mod spool;
 
-pub use gateway::{StartError, WhatsApp};
+pub use gateway::WhatsApp;
 pub use http::{Http, HttpError};
 pub use options::Options;
+pub use session::{Session, SessionError, SessionKeys, Sessions};
 pub use spool::Spool;

@@ -19,6 +19,7 @@ use crate::account::Account;
 use crate::aside::{self, Aside};
 use crate::convert::Me;
 use crate::gate::Gate;
+use crate::session::Session;
 
 /// A connection that was asked for and is not closed.
 pub(crate) struct Link {
@@ -229,12 +230,12 @@ impl Link {
     }
 
     /// Runs the client until it or the core has had enough. Afterwards nothing of it acts on
-    /// WhatsApp any more, which is reported. `session` is given back when nothing of it is left at
-    /// all; `wipe` makes worthless credentials go away before that.
+    /// WhatsApp any more, which is reported. The session is given back when nothing of it is left
+    /// at all; `wipe` makes worthless credentials go away before that.
     pub(crate) async fn run<W: Future<Output = ()>>(
         self: Arc<Self>,
         bot: Bot,
-        session: OwnedMutexGuard<()>,
+        used: Used,
         patience: std::time::Duration,
         wipe: impl FnOnce() -> W,
     ) {
@@ -267,41 +268,52 @@ impl Link {
 
         self.open.store(false, Ordering::Release);
         let asked = self.is_closing();
-        let mut disconnecting = Box::pin({
-            let client = Arc::clone(&client);
-            async move { client.disconnect().await }
-        });
-        let in_time = timeout(patience, &mut disconnecting).await.is_ok();
-        self.gate.shut();
         let (reason, unlinked) = {
-            let mut state = self.state();
-            state.client = None;
-            state.lease = None;
-            state.acks.clear();
+            let state = self.state();
             let reason = if asked { CloseReason::Asked } else { CloseReason::Lost };
             (state.end.unwrap_or(reason), state.unlinked)
         };
+        let mut ending = Box::pin(async {
+            client.disconnect().await;
+            self.forget_client();
+            drop(running);
+            let Used { session, turn } = used;
+            if let Err(error) = session.close().await {
+                tracing::warn!(account = %self.account.id, %error, "a session did not close well");
+            }
+            if unlinked {
+                wipe().await;
+            }
+            drop(turn);
+        });
+        let in_time = timeout(patience, &mut ending).await.is_ok();
+        self.gate.shut();
+        self.account.remove_link(self.id);
+        self.report(GatewayEvent::Closed { connection: self.id, reason });
         if !in_time {
-            self.account.remove_link(self.id);
-            self.report(GatewayEvent::Closed { connection: self.id, reason });
             // The session belongs to it until it is done; the gate keeps it from the network.
-            timeout(LAST_PATIENCE, disconnecting).await.ok();
+            timeout(LAST_PATIENCE, ending).await.ok();
+            self.forget_client();
         }
-        drop(running);
-        drop(client);
-        if unlinked {
-            wipe().await;
-        }
-        drop(session);
-        if in_time {
-            self.account.remove_link(self.id);
-            self.report(GatewayEvent::Closed { connection: self.id, reason });
-        }
+    }
+
+    fn forget_client(&self) {
+        let mut state = self.state();
+        state.acks.clear();
+        let held = (state.client.take(), state.lease.take());
+        drop(state);
+        drop(held);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What a connection uses of its account, alone.
+pub(crate) struct Used {
+    pub(crate) session: Session,
+    pub(crate) turn: OwnedMutexGuard<()>,
 }
 
 /// How long what is left of a client may take to put its session in order.

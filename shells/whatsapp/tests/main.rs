@@ -1,1 +1,6 @@
-//! The gateway against the double.
+//! The gateway, driven by the real core, against the double.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests count as tests")]
+
+mod harness;
+mod slice;
