@@ -11,7 +11,7 @@ use std::time::Duration;
 use backfill_core::doc::{DocPath, Document, FieldOp, FieldPath, Precondition, Value, Write};
 use backfill_core::id::{AccountId, InstanceId, ThreadId};
 use backfill_core::io::{CloseReason, Command, GatewayEvent, Input, Output, Reply};
-use backfill_core::policy::{Policy, Settings};
+use backfill_core::policy::{Credentials, Policy, Settings};
 use backfill_core::time::Mono;
 use backfill_driver::port::{Runtime, Store};
 use backfill_driver::{Driver, Handle, Observer};
@@ -132,6 +132,7 @@ impl World {
         let mut settings = Settings::exclusive(InstanceId::parse("test").unwrap());
         settings.auto_backfill.enabled = false;
         settings.recent_sync.enabled = false;
+        settings.credentials = Credentials::Shared;
         settings
     }
 
