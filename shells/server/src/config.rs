@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use backfill_core::id::InstanceId;
 use backfill_core::policy::{Credentials, Policy, Settings};
+use gateway_whatsapp::SessionKeys;
 use smol_str::SmolStr;
 use wa_http::{FirebaseOptions, KEYS_URL};
 
@@ -42,12 +43,12 @@ pub enum StoreChoice {
 }
 
 /// Where WhatsApp credentials are kept.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub enum SessionChoice {
     /// In this directory
     Local(PathBuf),
-    /// In the store, encrypted with this key
-    Shared([u8; 32]),
+    /// In the store, encrypted with these keys
+    Shared(SessionKeys),
 }
 
 impl fmt::Debug for SessionChoice {
@@ -270,18 +271,11 @@ fn sessions(parsed: &mut Parsed<'_>, data_dir: &std::path::Path) -> Option<Sessi
         let path = parsed.text("SESSIONS_PATH").map(PathBuf::from);
         return Some(SessionChoice::Local(path.unwrap_or_else(|| data_dir.join("sessions"))));
     }
-    let Some(key) = key else {
-        let why = "SESSION_STORE is shared: needs SESSION_ENCRYPTION_KEY (64 hexadecimal digits)";
-        parsed.problems.push(why.to_owned());
-        return None;
-    };
-    let bytes: Option<Vec<u8>> = (key.len() == 64 && key.is_ascii())
-        .then(|| (0..32).map(|i| u8::from_str_radix(&key[2 * i..2 * i + 2], 16).ok()).collect())
-        .flatten();
-    match bytes.and_then(|bytes| bytes.try_into().ok()) {
-        Some(key) => Some(SessionChoice::Shared(key)),
-        None => {
-            parsed.wrong("SESSION_ENCRYPTION_KEY", "", "has to be 64 hexadecimal digits");
+    match SessionKeys::parse(&key.unwrap_or_default()) {
+        Ok(keys) => Some(SessionChoice::Shared(keys)),
+        Err(error) => {
+            let problem = format!("SESSION_STORE is shared: SESSION_ENCRYPTION_KEY: {error}");
+            parsed.problems.push(problem);
             None
         }
     }

@@ -12,6 +12,8 @@ mod journal;
 mod logs;
 mod serve;
 pub mod settings;
+mod whatsapp;
 
 pub use clock::TokioRuntime;
 pub use serve::{Connector, Running, StartError, admin_token_path, start};
+pub use whatsapp::RealWhatsApp;

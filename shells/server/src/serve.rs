@@ -44,6 +44,11 @@ pub trait Connector: Send + Sync + 'static {
         handle: Handle,
         store: S,
     ) -> impl Future<Output = Result<Self::Gateway<S>, StartError>> + Send;
+
+    /// What has to be done besides, as long as the instance runs.
+    fn attend<S: Store>(&self, _gateway: &Self::Gateway<S>) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
 }
 
 /// Why a server did not start, or ended.
@@ -70,7 +75,7 @@ pub enum StartError {
     Store(#[source] StoreError),
     /// WhatsApp cannot be used
     #[error("WhatsApp cannot be used: {0}")]
-    Gateway(String),
+    Gateway(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The client that fetches Firebase's keys cannot be made
     #[error("no HTTP client: {0}")]
     Client(#[from] reqwest::Error),
@@ -213,7 +218,10 @@ async fn run<S: Store, C: Connector>(
     let operations = Arc::new(move || store.operations());
     parts.app.attach(Live { handle: handle.clone(), documents, reached, operations });
     told.send_replace(Some(handle));
-    driver.run(gateway).await;
+    tokio::select! {
+        () = driver.run(gateway.clone()) => {}
+        () = connector.attend(&gateway) => {}
+    }
     parts.app.detach("stopped");
     Ok(())
 }

@@ -232,7 +232,7 @@ pub const SETTINGS: &[Setting] = &[
         "SESSION_ENCRYPTION_KEY",
         Secret,
         Unset,
-        "Shared credentials: 64 hexadecimal digits, the same on every instance",
+        "Shared credentials: id:base64 of 32 random bytes, the same everywhere; to rotate, put a new one and a comma in front",
     ),
     setting(
         Group::WhatsApp,
