@@ -1367,7 +1367,7 @@ impl Instance {
             return;
         }
         self.outbox.under_way = true;
-        let query = outbox::queued(self.host.store_now());
+        let query = outbox::queued(self.host.store_now() + outbox::CLOCK_LAG);
         self.host.query(Route::OutboxPoll, query);
     }
 
