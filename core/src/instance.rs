@@ -1,10 +1,14 @@
 //! The composition root: one process of wa-backfill, as a state machine.
 
+mod insight;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use smol_str::SmolStr;
+
+pub use insight::{AccountInsight, LockInsight};
 
 use crate::account::Record;
 use crate::bug::Bug;
@@ -1363,7 +1367,7 @@ impl Instance {
             return;
         }
         self.outbox.under_way = true;
-        let query = outbox::queued(self.host.store_now());
+        let query = outbox::queued(self.host.store_now() + outbox::CLOCK_LAG);
         self.host.query(Route::OutboxPoll, query);
     }
 

@@ -75,6 +75,11 @@ impl LockView {
         StoreTime::from_millis(self.compat.as_ref().map_or(0, |compat| compat.until_ms))
     }
 
+    /// What the compat lock says about its holder.
+    pub(crate) fn compat_holder(&self) -> Option<&SmolStr> {
+        self.compat.as_ref().map(|compat| &compat.holder).filter(|holder| !holder.is_empty())
+    }
+
     pub(crate) fn unchanged(&self) -> Precondition {
         self.version.map_or(Precondition::Absent, Precondition::Version)
     }

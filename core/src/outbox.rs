@@ -190,6 +190,10 @@ fn wanted() -> [FieldPath; 7] {
 /// How long a poll must have found nothing new before it is repeated at once.
 pub(crate) const HINT_DEBOUNCE: Duration = Duration::from_millis(50);
 
+/// The estimate of the store's time lags behind by up to the clock rate's bound since the last
+/// answer. What was queued a moment ago is due all the same.
+pub(crate) const CLOCK_LAG: Duration = Duration::from_secs(1);
+
 const ATTEMPT_COUNT: FieldPath = FieldPath::new("attemptCount");
 const NEXT_ATTEMPT_AT: FieldPath = FieldPath::new("nextAttemptAt");
 const POLL_LIMIT: u32 = 100;

@@ -40,6 +40,10 @@ impl<K: Clone + Ord> Timers<K> {
         }
     }
 
+    pub(crate) fn at(&self, key: &K) -> Option<Mono> {
+        self.by_key.get(key).copied()
+    }
+
     pub(crate) fn next(&self) -> Option<(Mono, &K)> {
         self.by_time.first().map(|(at, key)| (*at, key))
     }

@@ -1,3 +1,7 @@
 //! The `wa-backfill` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    wa_server::cli::run(wa_server::RealWhatsApp)
+}

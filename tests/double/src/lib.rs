@@ -211,6 +211,12 @@ impl Double {
         }
     }
 
+    /// What the server gave to clients that are being linked, for their QR codes: the first is on
+    /// show first.
+    pub fn pairing_refs(&self) -> Vec<String> {
+        self.with(|state| state.pairing_refs())
+    }
+
     pub(crate) fn admit(&self) -> Result<()> {
         ensure!(!self.with(|state| state.unreachable), "the server is unreachable");
         Ok(())

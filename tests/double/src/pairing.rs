@@ -102,6 +102,10 @@ impl State {
         self.send(id, pairing_iq(&stanza, offer));
     }
 
+    pub(crate) fn pairing_refs(&mut self) -> Vec<String> {
+        self.candidates().flat_map(|(_, candidate)| candidate.refs.clone()).collect()
+    }
+
     /// The phone of an account scans a QR code.
     pub(crate) fn scan(&mut self, account: &str, code: &str) -> Result<()> {
         let (reference, noise, identity) = PairUtils::parse_qr_code(code)?;

@@ -1,0 +1,10 @@
+//! The API over real connections: a real instance on a real SQLite file, and a gateway that
+//! behaves like WhatsApp as far as the API can tell.
+
+mod accounts;
+mod auth;
+mod console;
+mod inbox;
+mod open;
+mod standby;
+mod world;

@@ -1,0 +1,156 @@
+//! What the instance does, for the logs.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use backfill_core::id::{AccountId, RequestId};
+use backfill_core::instance::Instance;
+use backfill_core::io::{Event, HoleChange, Input, Mode, Output, RunKind, Source};
+use backfill_core::time::Mono;
+use backfill_driver::Observer;
+use backfill_driver::port::StoreError;
+use tracing::{debug, info, warn};
+use wa_http::view::{Witness, key_name, mode_name, skip_name, trigger_name};
+
+/// Writes the log, and lets the HTTP side see the same.
+pub(crate) struct Journal {
+    witness: Witness,
+    arrived: BTreeMap<AccountId, Arrived>,
+}
+
+/// Live messages since they were last mentioned.
+#[derive(Default)]
+struct Arrived {
+    mentioned: Option<Mono>,
+    messages: u32,
+}
+
+impl Journal {
+    pub(crate) fn new(witness: Witness) -> Self {
+        Self { witness, arrived: BTreeMap::new() }
+    }
+
+    /// A busy account is mentioned now and then, not with every message.
+    fn note_realtime(&mut self, now: Mono, account: &AccountId, messages: u32) {
+        let arrived = self.arrived.entry(account.clone()).or_default();
+        arrived.messages = arrived.messages.saturating_add(messages);
+        if arrived.mentioned.is_none_or(|at| now.since(at) >= MENTION_SPACING) {
+            info!(account = %account, messages = arrived.messages, "[realtime] stored");
+            *arrived = Arrived { mentioned: Some(now), messages: 0 };
+        }
+    }
+}
+
+impl Observer for Journal {
+    fn input(&mut self, now: Mono, input: &Input) {
+        self.witness.input(now, input);
+        if let Input::Ingested(account, ingested) = input {
+            let messages = ingested.messages;
+            match ingested.source {
+                Source::Realtime => self.note_realtime(now, account, messages),
+                Source::Chunk { .. } => debug!(%account, messages, "[history-sync] stored"),
+                Source::LatePage => info!(%account, messages, "[history-sync] late page stored"),
+            }
+        }
+    }
+
+    fn settled(&mut self, now: Mono, instance: &Instance, outputs: &[Output]) {
+        self.witness.settled(now, instance, outputs);
+        for output in outputs {
+            if let Output::Event(event) = output {
+                log(instance, event);
+            }
+        }
+    }
+
+    fn store_failed(&mut self, request: RequestId, error: &StoreError) {
+        self.witness.store_failed(request, error);
+        // Losing a race is everyday life.
+        if matches!(error, StoreError::Conflict(_)) {
+            debug!("[store] {error}");
+        } else {
+            warn!("[store] {error}");
+        }
+    }
+}
+
+fn log(instance: &Instance, event: &Event) {
+    match event {
+        Event::Connection { account, state } => {
+            info!(%account, state, "[realtime] connection {state}");
+        }
+        Event::DeadMarked { boot } => info!(%boot, "[lock] a silent session was marked dead"),
+        Event::Fenced { key } => {
+            warn!(key = key_name(key), "[lock] write refused: somebody else owns it now");
+        }
+        Event::Hole { account, change } => {
+            let change = match change {
+                HoleChange::Exhausted => "exhausted",
+                HoleChange::Filled => "filled",
+                HoleChange::Suspected => "suspected",
+            };
+            info!(%account, change, "[recent-sync] hole {change}");
+        }
+        Event::Incident { account, kind } => match account {
+            Some(account) => warn!(%account, kind, "[incident] {kind}"),
+            None => warn!(kind, "[incident] {kind}"),
+        },
+        Event::LeaseLost { key } => warn!(key = key_name(key), "[lock] lease lost"),
+        Event::LeaseReleased { key } => info!(key = key_name(key), "[lock] lease released"),
+        Event::LeaseTaken { key, epoch } => {
+            info!(key = key_name(key), epoch = epoch.0, "[lock] lease taken");
+        }
+        Event::Mode { mode } => {
+            let reason = match mode {
+                Mode::Passive(reason) => format!("{reason:?}"),
+                Mode::Active | Mode::SteppingDown => String::new(),
+            };
+            info!(
+                mode = mode_name(*mode),
+                reason,
+                instance = instance.policy().instance.as_str(),
+                "[lock] mode {}",
+                mode_name(*mode)
+            );
+        }
+        Event::RunEnded { account, kind, result } => info!(
+            %account,
+            ok = result.ok,
+            error = result.error.unwrap_or_default(),
+            threads = result.threads,
+            messages = result.messages,
+            errors = result.errors,
+            remaining = result.remaining,
+            duration_ms = u64::try_from(result.duration.as_millis()).unwrap_or(u64::MAX),
+            "{} end",
+            tag(*kind)
+        ),
+        Event::RunStarted { account, kind, trigger } => {
+            info!(%account, trigger = trigger_name(*trigger), "{} start", tag(*kind));
+        }
+        Event::SessionStarted { boot } => debug!(%boot, "[lock] session started"),
+        Event::SessionEnded { boot, graceful } => info!(%boot, graceful, "[lock] session ended"),
+        Event::Skipped { account, kind, reason } => {
+            info!(%account, reason = skip_name(*reason), "{} skip", tag(*kind));
+        }
+        Event::Tick { kind, connected, started, skipped } => {
+            let skips: Vec<String> =
+                skipped.iter().map(|(reason, n)| format!("{}={n}", skip_name(*reason))).collect();
+            info!(connected, started, skipped = skips.join(" "), "{} tick", tag(*kind));
+        }
+        Event::UnknownOutcome { key } => {
+            let key = key.as_ref().map_or("other", key_name);
+            warn!(key, "[store] outcome of a commit unknown; looking again");
+        }
+    }
+}
+
+/// What operators grep for.
+const fn tag(kind: RunKind) -> &'static str {
+    match kind {
+        RunKind::AutoBackfill => "[wa-auto-backfill]",
+        RunKind::RecentSync => "[recent-sync]",
+    }
+}
+
+const MENTION_SPACING: Duration = Duration::from_secs(10);
