@@ -1,0 +1,134 @@
+//! Where a case takes place: a store, phones, and instances that come and go.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backfill_core::doc::{DocPath, Document};
+use backfill_driver::port::Store;
+use demo::api::until;
+use demo::fleet::{Fleet, Instance};
+use demo::office::{Desk, desks};
+use demo::truth::compare;
+use serde_json::Value;
+use whatsapp_double::{Double, MediaServer, WebSocketServer};
+
+/// An empty store, and how instances are told of it.
+pub(crate) struct Place<S> {
+    pub(crate) store: S,
+    pub(crate) directory: PathBuf,
+    pub(crate) vars: Vec<(String, String)>,
+}
+
+/// A place with phones, a WhatsApp and a fleet.
+pub(crate) struct Stage<S> {
+    pub(crate) store: S,
+    pub(crate) desks: Vec<Desk>,
+    pub(crate) fleet: Fleet,
+    directory: PathBuf,
+    _servers: (WebSocketServer, MediaServer),
+}
+
+/// What is short in tests, in seconds: a session's term.
+pub(crate) const TERM: Duration = Duration::from_secs(4);
+/// Longer than anything takes that works.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+const VARS: [(&str, &str); 11] = [
+    ("SESSION_STORE", "shared"),
+    ("SESSION_ENCRYPTION_KEY", "test:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="),
+    ("INSTANCE_LEASE_MS", "4000"),
+    ("PROCESS_LEASE_MS", "4000"),
+    ("LOCK_DELAY_MS", "500"),
+    ("AUTO_BACKFILL_CONNECT_DELAY_MIN_MS", "200"),
+    ("AUTO_BACKFILL_CONNECT_DELAY_MAX_MS", "600"),
+    ("AUTO_BACKFILL_INTERVAL_MS", "2000"),
+    ("AUTO_BACKFILL_ATTEMPT_BACKOFF_MS", "3000"),
+    ("WHATSAPP_BACKFILL_MESSAGES_PER_THREAD", "50"),
+    ("PHONE_REQUEST_SPACING_MS", "5000"),
+];
+
+impl<S: Store> Stage<S> {
+    /// Phones with so many messages in each of their chats.
+    pub(crate) async fn new(place: Place<S>, phones: usize, chats: &[u64]) -> Self {
+        let double = Double::new();
+        let servers = (double.listen().await.unwrap(), double.listen_for_media().await.unwrap());
+        let names = ["Reception", "Sales", "Workshop"];
+        let desks = desks(&double, &names[..phones], chats);
+        let (url, media) = (servers.0.url(), servers.1.url());
+        let mut vars: Vec<(&str, &str)> = VARS.to_vec();
+        vars.extend([("WHATSAPP_URL", url.as_str()), ("WHATSAPP_MEDIA_URL", media.as_str())]);
+        vars.extend(place.vars.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+        let program = env!("CARGO_BIN_EXE_demo");
+        let fleet = Fleet::new(program, &["serve"], &place.directory, &vars);
+        let (store, directory) = (place.store, place.directory);
+        Self { store, desks, fleet, directory, _servers: servers }
+    }
+
+    /// Starts an instance and waits until it is active.
+    pub(crate) async fn active(&self, name: &str, vars: &[(&str, &str)]) -> Instance {
+        let instance = self.start(name, vars).await;
+        instance.active(PATIENCE).await.unwrap();
+        instance
+    }
+
+    pub(crate) async fn start(&self, name: &str, vars: &[(&str, &str)]) -> Instance {
+        self.fleet.start(name, vars).await.unwrap()
+    }
+
+    /// Links every phone through an instance, and lets it send its newest messages.
+    pub(crate) async fn link(&self, instance: &Instance, recent: usize) -> Vec<String> {
+        let mut ids = Vec::new();
+        for desk in &self.desks {
+            ids.push(desk.link(instance.api()).await.unwrap());
+            desk.send_recent(recent);
+        }
+        ids
+    }
+
+    /// Waits until the store holds exactly what the phones hold.
+    pub(crate) async fn even(&self, ids: &[String]) {
+        let even = async || {
+            for (desk, id) in self.desks.iter().zip(ids) {
+                let balance = compare(&self.store, id, &desk.account.phone()).await?;
+                anyhow::ensure!(balance.is_even(), "{balance:?}");
+            }
+            Ok(Some(()))
+        };
+        until("the store to hold what the phones hold", PATIENCE * 2, even).await.unwrap();
+    }
+
+    pub(crate) async fn doc(&self, path: &str) -> Option<Arc<Document>> {
+        let path = DocPath::parse(path).unwrap();
+        self.store.get(&[path]).await.unwrap().docs.remove(0)
+    }
+
+    /// Waits until an account's document shows something.
+    pub(crate) async fn account<T>(
+        &self,
+        what: &str,
+        id: &str,
+        pick: impl Fn(&Document) -> Option<T>,
+    ) -> T {
+        let path = format!("accounts/{id}");
+        let look = async || Ok(self.doc(&path).await.as_deref().and_then(&pick));
+        until(what, PATIENCE, look).await.unwrap()
+    }
+}
+
+impl<S> Drop for Stage<S> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("    the logs are in {}", self.directory.display());
+        } else {
+            // It lies where the system cleans up.
+            let _ = std::fs::remove_dir_all(&self.directory);
+        }
+    }
+}
+
+/// The messages in an instance's log.
+pub(crate) fn log(instance: &Instance) -> Vec<Value> {
+    let text = std::fs::read_to_string(instance.log()).unwrap();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
