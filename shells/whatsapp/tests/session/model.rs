@@ -6,7 +6,7 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use gateway_whatsapp::{Session, Sessions};
+use gateway_whatsapp::{Session, SessionError, Sessions};
 use store_sqlite::SqliteStore;
 use wacore::appstate::hash::HashState;
 use wacore::appstate::processor::AppStateMutationMAC;
@@ -56,7 +56,7 @@ async fn compare<S: Store>(seed: u64, sessions: &Sessions<S>) {
     for step in 0..STEPS {
         change(&mut dice, &session.backend, &model).await;
         match dice.roll(30) {
-            0 => session = reopened(session, sessions, seed).await,
+            0 => session = reopened(session, sessions, seed, step).await,
             1 => {
                 // What is only forgotten is durable with the next change.
                 insist(async || session.backend.put_session("x", &step.to_be_bytes()).await).await;
@@ -69,15 +69,21 @@ async fn compare<S: Store>(seed: u64, sessions: &Sessions<S>) {
         }
         assert_eq!(picture(&*session.backend).await, picture(&model).await, "{seed} {step}");
     }
-    session = reopened(session, sessions, seed).await;
+    session = reopened(session, sessions, seed, STEPS).await;
     assert_eq!(picture(&*session.backend).await, picture(&model).await, "{seed}");
 }
 
-/// Closes the session, which a store in trouble may refuse, and opens it again.
-async fn reopened<S: Store>(session: Session, sessions: &Sessions<S>, seed: u64) -> Session {
-    let marker = seed.to_be_bytes();
-    insist(async || session.backend.put_session("y", &marker).await).await;
-    session.close().await.unwrap();
+/// Closes the session and opens it again. A store in trouble may refuse to do what is left to do;
+/// so before there is a change that takes with it whatever is only forgotten.
+async fn reopened<S: Store>(
+    session: Session,
+    sessions: &Sessions<S>,
+    seed: u64,
+    step: u64,
+) -> Session {
+    insist(async || session.backend.put_session("y", &step.to_be_bytes()).await).await;
+    let closed = session.close().await;
+    assert!(matches!(closed, Ok(()) | Err(SessionError::Store(_))), "{closed:?}");
     sessions.open(&account(seed)).await.unwrap()
 }
 
