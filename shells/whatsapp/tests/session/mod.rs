@@ -1,5 +1,6 @@
 //! The session stores.
 
+mod figures;
 mod harness;
 mod kills;
 mod model;
