@@ -1,7 +1,7 @@
 //! The client's own backend in memory as the model: whatever is done, both must look the same,
 //! also after reopening, after a crash, and over a store in which commits fail in every way.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -319,6 +319,69 @@ async fn picture(of: &dyn Backend) -> Vec<String> {
     let device = of.load().await.unwrap();
     see("device", &device.map(|device| serde_json::to_string(&device).unwrap()));
     out
+}
+
+/// Dies at every commit in turn, also while pages are written and after commits that failed: what
+/// was confirmed is there, and nothing is there that nobody wrote.
+#[tokio::test]
+async fn a_death_at_any_commit_loses_nothing_confirmed() {
+    let common = Common::new();
+    for death in 0..16_u64 {
+        let account = account(death);
+        let mut dice = Dice::new(death);
+        // By address: the last value confirmed and the last one tried, none meaning removed.
+        let mut confirmed = BTreeMap::<String, (u64, bool)>::new();
+        let mut tried = BTreeMap::<String, Vec<(u64, bool)>>::new();
+        for life in 0..3 {
+            let fence = common.acquire(&account).await;
+            let (commits, applied) = (1 + (death * 7 + life * 31) % 110, dice.roll(2) == 0);
+            let faults = if death % 2 == 0 { 0 } else { 4 };
+            let trial = Trial::dying(common.store.clone(), death, faults, commits, applied);
+            let sessions = sessions(trial.clone(), NEW_KEY, fence);
+            let session = sessions.open(&account).await.unwrap();
+            for (address, tries) in &tried {
+                let value = session.backend.get_session(address).await.unwrap();
+                let value = value.map(|value| u64::from_be_bytes(value[..8].try_into().unwrap()));
+                let last = confirmed.get(address).copied().unwrap_or((0, false));
+                let possible = tries.iter().chain([&last]).filter(|(number, _)| *number >= last.0);
+                let is = |&(number, there): &(u64, bool)| value == there.then_some(number);
+                assert!(possible.clone().any(is), "{death} {life} {address} {value:?}");
+            }
+            let work = async {
+                for step in 1..400_u64 {
+                    let number = life * 1_000 + step;
+                    let count = if dice.roll(60) == 0 { 60 } else { 1 + dice.roll(3) };
+                    let removes = dice.roll(6) == 0;
+                    let length = if count > 3 { 40_000 } else { 8 + dice.roll(3_000) };
+                    let mut batch = Vec::new();
+                    for _ in 0..count {
+                        let address = format!("{}@lid", dice.roll(80));
+                        tried.entry(address.clone()).or_default().push((number, !removes));
+                        let mut value = number.to_be_bytes().to_vec();
+                        value.resize(length as usize, 7);
+                        batch.push((Arc::from(address), Bytes::from(value)));
+                    }
+                    insist(async || {
+                        if !removes {
+                            return session.backend.put_sessions_batch(&batch).await;
+                        }
+                        for (address, _) in &batch {
+                            session.backend.delete_session(address).await?;
+                        }
+                        Ok(())
+                    })
+                    .await;
+                    for (address, _) in batch {
+                        confirmed.insert(address.to_string(), (number, !removes));
+                    }
+                }
+            };
+            tokio::select! {
+                () = work => panic!("it should have died"),
+                () = trial.stopped.notified() => {}
+            }
+        }
+    }
 }
 
 #[tokio::test]

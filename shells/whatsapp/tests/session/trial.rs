@@ -42,6 +42,11 @@ impl<S> Trial<S> {
         Self::new(store, 0, 0, Some(commits), applied)
     }
 
+    /// It goes wrong first, and then stops.
+    pub(crate) fn dying(store: S, seed: u64, faults: u64, commits: u64, applied: bool) -> Self {
+        Self::new(store, seed, faults, Some(commits), applied)
+    }
+
     pub(crate) fn commits(&self) -> u64 {
         self.state.lock().unwrap().commits
     }
