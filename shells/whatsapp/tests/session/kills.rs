@@ -259,10 +259,11 @@ impl World {
                         bot.client().send_message(to.clone(), text(&body)).await.unwrap();
                     }
                     account.wait_drained().await;
-                    bot
+                    // It can be awaited itself, and is not.
+                    (bot,)
                 };
                 tokio::select! {
-                    bot = work => if peaceful {
+                    (bot,) = work => if peaceful {
                         bot.shutdown().await;
                         session.close().await.unwrap();
                     },

@@ -126,6 +126,7 @@ async fn change(dice: &mut Dice, ours: &Arc<dyn Backend>, model: &InMemoryBacken
     let (id, name) = (*dice.pick(&IDS), *dice.pick(&NAMES));
     let key = [dice.roll(256) as u8; 32];
     let number = dice.roll(40) as u32;
+    let even = number.is_multiple_of(2);
     // Mostly small, some that fill a page, a few that do not fit into a document.
     let length = match dice.roll(60) {
         0 => 950_000 + dice.roll(100_000),
@@ -178,7 +179,7 @@ async fn change(dice: &mut Dice, ours: &Arc<dyn Backend>, model: &InMemoryBacken
         19 => both!(ours, model, delete_mutation_macs(name, &[vec![number as u8; 32]])),
         20 => both!(ours, model, clear_mutation_macs(name)),
         21 | 22 => {
-            let entries = [(address, number % 2 == 0), (other, true)];
+            let entries = [(address, even), (other, true)];
             both!(ours, model, set_sender_key_status(group, &entries));
         }
         23 => both!(ours, model, clear_sender_key_devices(group)),
@@ -200,7 +201,7 @@ async fn change(dice: &mut Dice, ours: &Arc<dyn Backend>, model: &InMemoryBacken
         30 => {
             let record = DeviceListRecord {
                 user: user.to_owned(),
-                devices: vec![DeviceInfo::new(number, Some(1)).with_hosting(number % 2 == 0)],
+                devices: vec![DeviceInfo::new(number, Some(1)).with_hosting(even)],
                 timestamp: now,
                 phash: Some(id.to_owned()),
                 raw_id: Some(number),
@@ -252,7 +253,7 @@ async fn change(dice: &mut Dice, ours: &Arc<dyn Backend>, model: &InMemoryBacken
         }
         _ => {
             let mut device = Device::new();
-            device.pn = (number % 2 == 0).then(|| Jid::pn(user));
+            device.pn = even.then(|| Jid::pn(user));
             both!(ours, model, save(&device));
         }
     }

@@ -174,7 +174,7 @@ async fn whatever_is_damaged_is_an_error() {
         common.store.commit(vec![delete]).await.unwrap();
     };
     let docs = all(&common.store, &account).await;
-    let last = docs.iter().filter(|(name, _)| name.starts_with('j')).next_back().unwrap().0.clone();
+    let last = docs.iter().rfind(|(name, _)| name.starts_with('j')).unwrap().0.clone();
     assert!(docs.len() > 10);
     let foreign = all(&common.store, &other).await;
     for (index, (name, fields)) in docs.iter().enumerate() {
