@@ -23,7 +23,7 @@ use whatsapp_double::{Contact, Seen, Via};
 
 use crate::harness::store::Life;
 use crate::harness::transport::Mortal;
-use crate::harness::{PATIENCE, World, write_outbox};
+use crate::harness::{World, write_outbox};
 
 /// In real time: each process has a runtime of its own, which is torn down under it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -188,7 +188,7 @@ impl Schedule {
             self.expected.keys().all(there).then_some(())
         };
         let wait = async { world.until("all messages", async || complete()).await };
-        if timeout(PATIENCE, wait).await.is_err() {
+        if timeout(Duration::from_secs(30), wait).await.is_err() {
             panic!("seed {seed}: acknowledged and not stored");
         }
         let reported = || {

@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use wacore::companion_reg::companion_web_client_type_for_props;
 use wacore::pair::{DeviceState, PairUtils};
+use waproto::whatsapp as wa;
 use whatsapp_double::{Account, Double};
 
 use store::TestStore;
@@ -100,7 +101,11 @@ impl World {
             noise_key: device.noise_key.clone(),
             adv_secret_key: device.adv_secret_key,
         };
-        let client = companion_web_client_type_for_props(&device.device_props);
+        let desktop = wa::DeviceProps {
+            platform_type: Some(wa::device_props::PlatformType::DESKTOP),
+            ..Default::default()
+        };
+        let client = companion_web_client_type_for_props(&desktop);
         PairUtils::make_qr_data(&state, &self.double.pairing_refs()[0], client)
     }
 
@@ -456,4 +461,4 @@ fn temporary() -> PathBuf {
 }
 
 /// Longest wait of a test; costs nothing while the clock is paused.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);
