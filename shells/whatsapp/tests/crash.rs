@@ -29,7 +29,7 @@ use crate::harness::{World, write_outbox};
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_step_is_the_last_nothing_is_lost_and_nothing_is_there_twice() {
     let schedules = std::env::var("WA_CRASH_SCHEDULES").ok();
-    let schedules: u64 = schedules.map_or(30, |count| count.parse().unwrap());
+    let schedules: u64 = schedules.map_or(20, |count| count.parse().unwrap());
     let mut totals = BTreeMap::<&'static str, u64>::new();
     for seed in 0..schedules {
         let told = Schedule::run(seed).await;
@@ -105,7 +105,7 @@ impl Schedule {
         life.end();
         runtime.shutdown_background();
         drop(running);
-        self.world.account.wait_gone().await;
+        timeout(Duration::from_secs(20), self.world.account.wait_gone()).await.unwrap();
         self.bury().await;
         died
     }
@@ -168,8 +168,10 @@ impl Schedule {
     /// A process that lives, and what is there in the end. Whether history was lost.
     async fn survive(&mut self, seed: u64) -> bool {
         let world = &self.world;
-        let process =
-            world.start_with(world.store.clone(), world.options(), settings(world)).await;
+        world.double.set_patience(Duration::from_secs(30));
+        let mut options = world.options();
+        options.history_timeout = Duration::from_millis(500);
+        let process = world.start_with(world.store.clone(), options, settings(world)).await;
         process.opened(1).await;
         world.account.wait_drained().await;
         for (outbox, _) in &self.outbox {

@@ -241,7 +241,7 @@ async fn a_damaged_chunk_gives_what_it_has_and_is_reported() {
         let calls = process.seen.calls();
         calls.iter().filter(|c| matches!(c.call, GatewayCall::Parse { .. })).count()
     };
-    world.until("a parse", async || (parses() >= 1).then_some(())).await;
+    world.until("another parse", async || (parses() >= 2).then_some(())).await;
     let account = std::fs::read_dir(&spool).unwrap().next().unwrap().unwrap().path();
     for file in std::fs::read_dir(account).unwrap() {
         std::fs::write(file.unwrap().path(), b"WBH1 and nonsense").unwrap();
