@@ -1,7 +1,7 @@
 //! One account as this process's gateway knows it, whether connected or not.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use backfill_core::id::{AccountId, RequestId, ThreadId};
 use backfill_core::incoming::{Contact, SyncSource};
@@ -26,8 +26,8 @@ pub(crate) struct Account {
 
 #[derive(Default)]
 struct State {
-    /// Connections that are not closed
-    links: BTreeMap<RequestId, Arc<Link>>,
+    /// Connections that are not closed; each lives as long as it is run
+    links: BTreeMap<RequestId, Weak<Link>>,
     twins: Arc<Twins>,
     /// Requests for history that wait for an answer, by the id under which they were sent
     asked: BTreeMap<SmolStr, Asked>,
@@ -63,7 +63,7 @@ impl Account {
 
     /// A connection is to be opened.
     pub(crate) fn add_link(&self, link: &Arc<Link>) {
-        self.state().links.insert(link.id, Arc::clone(link));
+        self.state().links.insert(link.id, Arc::downgrade(link));
     }
 
     /// Nothing of a connection will act any more.
@@ -72,16 +72,16 @@ impl Account {
     }
 
     pub(crate) fn link(&self, connection: RequestId) -> Option<Arc<Link>> {
-        self.state().links.get(&connection).cloned()
+        self.state().links.get(&connection)?.upgrade()
     }
 
     pub(crate) fn links(&self) -> Vec<Arc<Link>> {
-        self.state().links.values().cloned().collect()
+        self.state().links.values().filter_map(Weak::upgrade).collect()
     }
 
     /// The connection that can be used.
     pub(crate) fn open_link(&self) -> Option<Arc<Link>> {
-        self.state().links.values().rev().find(|link| link.is_open()).cloned()
+        self.links().into_iter().rev().find(|link| link.is_open())
     }
 
     pub(crate) fn twins(&self) -> Arc<Twins> {

@@ -57,6 +57,8 @@ pub(crate) struct Arrivals {
     pub(crate) handle: Handle,
     pub(crate) keep: Arc<dyn Keep>,
     pub(crate) room: Room,
+    /// How long history may take between its announcement and its arrival
+    pub(crate) patience: Duration,
 }
 
 impl Arrivals {
@@ -99,7 +101,7 @@ impl Arrivals {
         for number in (last + 1 - count as u64)..=last {
             let arrivals = self.clone();
             tokio::spawn(async move {
-                tokio::time::sleep(FETCH_LIMIT).await;
+                tokio::time::sleep(arrivals.patience).await;
                 if arrivals.account.expected().give_up(number) {
                     arrivals.report(GatewayEvent::ChunkMissing);
                     arrivals.settled().await;
@@ -187,8 +189,6 @@ fn next_id() -> ChunkId {
     ChunkId(now.max(last + 1))
 }
 
-/// The client tries twice to fetch a file, and gives up in silence.
-const FETCH_LIMIT: Duration = Duration::from_secs(180);
 /// One incident says as much as a hundred.
 const MISSING_REPORTS: u64 = 5;
 /// Compressed history that may wait in memory, in KiB.

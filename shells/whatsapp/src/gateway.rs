@@ -56,7 +56,7 @@ struct Shared<S> {
 impl<S: Store> WhatsApp<S> {
     /// A gateway that reports to the instance which `handle` reaches.
     pub fn new(handle: Handle, store: S, sessions: Sessions<S>, options: Options) -> Self {
-        let keep = options.spool.open();
+        let keep = options.spool.open(&store);
         Self(Arc::new(Shared {
             handle,
             store,
@@ -120,6 +120,7 @@ impl<S: Store> WhatsApp<S> {
             handle: self.0.handle.clone(),
             keep: Arc::clone(&self.0.keep),
             room: self.0.room.clone(),
+            patience: self.0.options.history_timeout,
         }
     }
 

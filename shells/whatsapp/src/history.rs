@@ -6,7 +6,7 @@ use backfill_core::coverage::PageEnd;
 use backfill_core::incoming::{Record, SyncSource};
 use backfill_core::io::{Answer, ChunkId, GatewayEvent, Rejection};
 use backfill_driver::{Handle, Parcel};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::Semaphore;
 use wacore::history_sync::HistorySyncStream;
 
 use crate::account::Account;
@@ -89,55 +89,64 @@ impl History {
                 return Answer::Rejected(Rejection::Unavailable);
             }
         };
-        let me = self.account.open_link().map(|link| link.me()).unwrap_or_default();
-        let (pieces, mut read) = mpsc::channel(PIECES);
-        let reading = tokio::task::spawn_blocking(move || read_pieces(&content, from, &me, &pieces));
         let mut stored = Stored::default();
-        while let Some(piece) = read.recv().await {
-            if !self.handle.believes(account) {
-                return Answer::Rejected(Rejection::Unavailable);
+        match self.store(chunk, from, &content, &mut stored).await {
+            Ok(()) => {}
+            Err(Stopped::NotStored) => return Answer::Rejected(Rejection::Unavailable),
+            Err(Stopped::Damaged) => {
+                // Whoever reads it again gets no further.
+                tracing::warn!(%account, "a history chunk is damaged; what follows is lost");
+                self.report(GatewayEvent::ChunkMissing);
             }
-            if self.store(chunk, from, piece, &mut stored).await.is_err() {
-                return Answer::Rejected(Rejection::Unavailable);
-            }
-        }
-        let intact = matches!(reading.await, Ok(true));
-        if !intact {
-            // Whoever reads it again gets no further.
-            tracing::warn!(%account, "a history chunk is damaged; what follows is lost");
-            self.report(GatewayEvent::ChunkMissing);
         }
         let Stored { conversations, records } = stored;
         tracing::info!(%account, conversations, records, dry_run = self.dry_run, "history stored");
         Answer::Done
     }
 
+    /// Reads and stores conversation by conversation, which takes memory for the largest of them
+    /// and never for the whole.
     async fn store(
         &self,
         chunk: ChunkId,
         from: u32,
-        piece: Piece,
+        content: &Chunk,
         stored: &mut Stored,
-    ) -> Result<(), backfill_driver::NotStored> {
-        match piece {
-            Piece::Leftovers(Leftovers { twins, contacts }) => {
-                self.account.learn(twins);
-                let mut contacts = contacts.into_iter().peekable();
-                while contacts.peek().is_some() {
-                    let some = contacts.by_ref().take(CONTACTS_AT_ONCE).collect();
-                    self.hand_in(chunk, from, PageEnd::Unstated, some, stored).await?;
-                }
+    ) -> Result<(), Stopped> {
+        let me = self.account.open_link().map(|link| link.me()).unwrap_or_default();
+        // Both names of a person must be known before messages use either, and they come last.
+        let mut stream = HistorySyncStream::new(&content.payload, content.size);
+        while let Ok(Some(_)) = stream.next_conversation_bytes() {
+            tokio::task::yield_now().await;
+        }
+        if let Ok(rest) = stream.remainder() {
+            let Leftovers { twins, contacts } = convert::leftovers(&rest, content.at);
+            self.account.learn(twins);
+            let mut contacts = contacts.into_iter().peekable();
+            while contacts.peek().is_some() {
+                let some = contacts.by_ref().take(CONTACTS_AT_ONCE).collect();
+                self.hand_in(chunk, from, PageEnd::Unstated, some, stored).await?;
             }
-            Piece::Conversation { number, page } => {
-                let Page { messages, chat, end, .. } = *page;
-                stored.conversations += 1;
-                for (cursor, end, records) in parts(number, messages, chat, end) {
-                    self.hand_in(chunk, cursor, end, records, stored).await?;
-                }
-            }
-            Piece::Nothing { number } => {
+        }
+
+        let mut stream = HistorySyncStream::new(&content.payload, content.size);
+        for number in 0.. {
+            let page = match stream.next_conversation_bytes() {
+                Ok(None) => return Ok(()),
+                Err(_) => return Err(Stopped::Damaged),
+                Ok(Some(_)) if number < from => continue,
+                Ok(Some(bytes)) => read(bytes, &me, content.at),
+            };
+            let Some(Page { messages, chat, end, twins, .. }) = page else {
+                // Nothing for us is in it.
                 self.hand_in(chunk, number + 1, PageEnd::Unstated, Vec::new(), stored).await?;
+                continue;
+            };
+            self.account.learn(twins);
+            for (cursor, end, records) in parts(number, messages, chat, end) {
+                self.hand_in(chunk, cursor, end, records, stored).await?;
             }
+            stored.conversations += 1;
         }
         Ok(())
     }
@@ -149,14 +158,18 @@ impl History {
         end: PageEnd,
         records: Vec<Record>,
         stored: &mut Stored,
-    ) -> Result<(), backfill_driver::NotStored> {
+    ) -> Result<(), Stopped> {
+        if !self.handle.believes(&self.account.id) {
+            return Err(Stopped::NotStored);
+        }
         stored.records += records.len();
         if self.dry_run {
             return Ok(());
         }
         let account = self.account.id.clone();
         let parcel = Parcel { account, records, twins: self.account.twins() };
-        let rejected = self.handle.conversation(chunk, cursor, end, parcel).await?;
+        let handed_in = self.handle.conversation(chunk, cursor, end, parcel).await;
+        let rejected = handed_in.map_err(|_| Stopped::NotStored)?;
         if !rejected.is_empty() {
             let (account, rejected) = (&self.account.id, rejected.len());
             tracing::debug!(%account, rejected, "some of a history chunk cannot be stored");
@@ -175,77 +188,15 @@ struct Stored {
     records: usize,
 }
 
-/// Part of a chunk.
-enum Piece {
-    /// Everything but conversations; comes first, because the two names of a person must be known
-    /// before messages that use either
-    Leftovers(Leftovers),
-    Conversation {
-        number: u32,
-        page: Box<Page>,
-    },
-    /// A conversation that holds nothing for us
-    Nothing {
-        number: u32,
-    },
+/// Why a chunk was not stored to its end.
+enum Stopped {
+    Damaged,
+    NotStored,
 }
 
-/// Reads a chunk piece by piece, which takes memory for the largest conversation and those that
-/// wait, never for the whole. Says whether it came to the end.
-fn read_pieces(chunk: &Chunk, from: u32, me: &Me, pieces: &mpsc::Sender<Piece>) -> bool {
-    let mut twins = Vec::new();
-    let mut stream = HistorySyncStream::new(&chunk.payload, chunk.size);
-    let mut intact = true;
-    loop {
-        match stream.next_conversation_bytes() {
-            Ok(Some(_)) => {}
-            Ok(None) => break,
-            Err(_) => {
-                intact = false;
-                break;
-            }
-        }
-    }
-    if intact {
-        let Ok(rest) = stream.remainder() else { return false };
-        let mut leftovers = convert::leftovers(&rest, chunk.at);
-        leftovers.twins.append(&mut twins);
-        if pieces.blocking_send(Piece::Leftovers(leftovers)).is_err() {
-            return true;
-        }
-    }
-
-    let mut stream = HistorySyncStream::new(&chunk.payload, chunk.size);
-    let mut number = 0;
-    loop {
-        let bytes = match stream.next_conversation_bytes() {
-            Ok(Some(bytes)) => bytes,
-            Ok(None) => return intact,
-            Err(_) => return false,
-        };
-        if number >= from {
-            let conversation = waproto::codec::conversation_decode(bytes).ok();
-            let page = conversation.and_then(|conversation| {
-                convert::conversation(&conversation, SyncSource::HistorySync, me, chunk.at)
-            });
-            let send = |piece| pieces.blocking_send(piece).is_ok();
-            let twins = page.as_ref().and_then(|page| page.twins.clone());
-            if let Some(pair) = twins {
-                let leftovers = Leftovers { twins: vec![pair], ..Leftovers::default() };
-                if !send(Piece::Leftovers(leftovers)) {
-                    return true;
-                }
-            }
-            let piece = match page {
-                Some(page) => Piece::Conversation { number, page: Box::new(page) },
-                None => Piece::Nothing { number },
-            };
-            if !send(piece) {
-                return true;
-            }
-        }
-        number += 1;
-    }
+fn read(bytes: &[u8], me: &Me, at: i64) -> Option<Page> {
+    let conversation = waproto::codec::conversation_decode(bytes).ok()?;
+    convert::conversation(&conversation, SyncSource::HistorySync, me, at)
 }
 
 /// Splits a long conversation. Parts share a message, by which they are known to be neighbours; the
@@ -282,8 +233,6 @@ fn is_content(record: &Record) -> bool {
 const CONTACTS_AT_ONCE: usize = 300;
 /// Messages of one conversation that are stored together.
 const PART: usize = 2_000;
-/// Pieces of a chunk that are read ahead.
-const PIECES: usize = 2;
 
 #[cfg(test)]
 mod tests {

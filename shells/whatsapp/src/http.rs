@@ -26,6 +26,8 @@ impl Http {
     /// # Errors
     /// The machine's certificates cannot be used.
     pub fn new(base: Option<String>) -> Result<Self, HttpError> {
+        // Does nothing where the process has chosen another one before.
+        rustls::crypto::ring::default_provider().install_default().ok();
         let client = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(15))
             .read_timeout(Duration::from_secs(30))

@@ -31,6 +31,9 @@ pub struct Options {
     pub pre_keys: usize,
     /// How long the server may take to confirm a message that we send
     pub ack_timeout: Duration,
+    /// How long history may take from its announcement to its arrival. After that it counts as
+    /// lost: the client gives up in silence.
+    pub history_timeout: Duration,
     /// How long a connection may take to close in good order. It must stay below the policy's
     /// `close_timeout`.
     pub close_timeout: Duration,
@@ -54,6 +57,7 @@ impl Options {
             // Each key costs about 900 bytes of memory and a row of the session.
             pre_keys: 50,
             ack_timeout: Duration::from_secs(20),
+            history_timeout: Duration::from_secs(180),
             close_timeout: Duration::from_millis(2_500),
         }
     }

@@ -3,8 +3,14 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests count as tests")]
 #![allow(missing_docs)]
 
+mod crash;
 mod harness;
+mod history;
 mod lifecycle;
+mod load;
+mod on_demand;
 mod pairing;
+mod realtime;
+mod sending;
 mod session;
 mod slice;

@@ -36,6 +36,11 @@ async fn a_device_is_linked_by_its_picture() {
     assert_eq!(props.history_sync_config.on_demand_ready, Some(true));
     assert!(props.history_sync_config.full_sync_days_limit > Some(365));
 
+    // Nobody can write to a device without keys.
+    world
+        .account
+        .wait("keys", |seen| matches!(seen, Seen::KeysUploaded { .. }).then_some(()))
+        .await;
     let id = contact.text("welcome");
     world.until_message("15550000002@s.whatsapp.net", &id).await;
     world.account.wait_drained().await;

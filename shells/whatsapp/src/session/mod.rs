@@ -43,7 +43,7 @@ pub use keys::{KeyError, SessionKeys};
 
 use book::Place;
 use keeper::{Keeper, Turn};
-use keys::Seal;
+pub(crate) use keys::{Label, Seal};
 use local::Directory;
 
 /// Where the sessions of all accounts are kept. Clones know of each other's open sessions.

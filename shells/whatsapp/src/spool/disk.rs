@@ -194,7 +194,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_chunk_comes_back_as_it_was_until_it_is_removed() {
-        let (disk, account) = (disk(), AccountId::parse("../a b").unwrap());
+        let (disk, account) = (disk(), AccountId::parse("..a b").unwrap());
         assert!(disk.list(&account).await.unwrap().is_empty());
         for id in [9, 10, 2] {
             disk.put(&account, ChunkId(id), &chunk(b"payload")).await.unwrap();

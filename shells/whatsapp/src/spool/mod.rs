@@ -1,5 +1,6 @@
 //! Where history waits between its arrival and its last commit.
 
+mod common;
 mod disk;
 
 use std::path::PathBuf;
@@ -8,16 +9,20 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use backfill_core::id::AccountId;
 use backfill_core::io::ChunkId;
+use backfill_driver::port::{Store, StoreError};
 
 use crate::chunk::Chunk;
+use crate::session::SessionKeys;
+use common::Common;
 use disk::Disk;
 
 /// Where history waits until it is stored.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Spool(Place);
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 enum Place {
+    Common(SessionKeys),
     Disk(PathBuf),
 }
 
@@ -27,8 +32,15 @@ impl Spool {
         Self(Place::Disk(directory))
     }
 
-    pub(crate) fn open(&self) -> Arc<dyn Keep> {
+    /// In the common store, encrypted, so that whoever owns the account next finds it: for sessions
+    /// that lie there too.
+    pub fn shared(keys: SessionKeys) -> Self {
+        Self(Place::Common(keys))
+    }
+
+    pub(crate) fn open<S: Store>(&self, store: &S) -> Arc<dyn Keep> {
         match &self.0 {
+            Place::Common(keys) => Arc::new(Common::new(store.clone(), keys.clone())),
             Place::Disk(directory) => Arc::new(Disk::new(directory.clone())),
         }
     }
@@ -68,4 +80,10 @@ pub(crate) enum Lost {
     /// The disk does not do what it is told
     #[error("the spool's files cannot be used")]
     Io(#[from] std::io::Error),
+    /// The key is missing, or the system gives no random bytes
+    #[error("the spool cannot be encrypted or decrypted")]
+    Sealed,
+    /// The store does not do what it is told
+    #[error("the spool's store failed")]
+    Store(#[from] StoreError),
 }

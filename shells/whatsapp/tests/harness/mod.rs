@@ -1,6 +1,7 @@
 //! A world with a server, a phone, a store, and processes that come and go.
 
 pub(crate) mod store;
+pub(crate) mod transport;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use wacore::companion_reg::companion_web_client_type_for_props;
 use wacore::pair::{DeviceState, PairUtils};
+use waproto::whatsapp as wa;
 use whatsapp_double::{Account, Double};
 
 use store::TestStore;
@@ -99,7 +101,11 @@ impl World {
             noise_key: device.noise_key.clone(),
             adv_secret_key: device.adv_secret_key,
         };
-        let client = companion_web_client_type_for_props(&device.device_props);
+        let desktop = wa::DeviceProps {
+            platform_type: Some(wa::device_props::PlatformType::DESKTOP),
+            ..Default::default()
+        };
+        let client = companion_web_client_type_for_props(&desktop);
         PairUtils::make_qr_data(&state, &self.double.pairing_refs()[0], client)
     }
 
@@ -119,6 +125,7 @@ impl World {
         let mut options = Options::new(transport, Arc::new(self.double.media()), spool);
         options.version = Some((2, 3000, 1));
         options.pre_keys = 20;
+        options.close_timeout = Duration::from_secs(2);
         options
     }
 
@@ -142,6 +149,19 @@ impl World {
         options: Options,
         settings: Settings,
     ) -> Process {
+        let prepared = self.prepare(store.clone(), options, settings);
+        let (handle, seen) = (prepared.driver.handle(), prepared.seen.clone());
+        let running = tokio::spawn(prepared.run());
+        Process { handle, seen, running, id: self.id.clone(), store }
+    }
+
+    /// A process that does not run yet.
+    pub(crate) fn prepare(
+        &self,
+        store: TestStore,
+        options: Options,
+        settings: Settings,
+    ) -> Prepared {
         let policy = Policy::new(settings).unwrap();
         static SEED: AtomicU32 = AtomicU32::new(1);
         let mut seed = [7; 32];
@@ -152,10 +172,8 @@ impl World {
         let owner = handle.clone();
         let fence = move |account: &AccountId| owner.look(|instance| instance.fence(account));
         let sessions = Sessions::shared(store.clone(), keys(), fence);
-        let gateway = WhatsApp::new(handle.clone(), store.clone(), sessions, options);
-        gateway.start().await.unwrap();
-        let running = tokio::spawn(driver.run(gateway));
-        Process { handle, seen, running, id: self.id.clone(), store }
+        let gateway = WhatsApp::new(handle, store, sessions, options);
+        Prepared { driver, gateway, seen }
     }
 
     /// The document of a message in the chat with this address, if it is there.
@@ -225,6 +243,20 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         std::fs::remove_dir_all(&self.directory).ok();
+    }
+}
+
+/// An instance with its gateway.
+pub(crate) struct Prepared {
+    pub(crate) driver: Driver<TestStore, Clock, Seen>,
+    gateway: WhatsApp<TestStore>,
+    pub(crate) seen: Seen,
+}
+
+impl Prepared {
+    pub(crate) async fn run(self) {
+        self.gateway.start().await.unwrap();
+        self.driver.run(self.gateway).await;
     }
 }
 
@@ -429,4 +461,4 @@ fn temporary() -> PathBuf {
 }
 
 /// Longest wait of a test; costs nothing while the clock is paused.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(600);

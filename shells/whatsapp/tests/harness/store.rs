@@ -61,16 +61,8 @@ impl Life {
         self.died.notify_one();
     }
 
-    pub(crate) fn is_dead(&self) -> bool {
-        self.dead.load(Ordering::Acquire)
-    }
-
     pub(crate) async fn ended(&self) {
         self.died.notified().await;
-    }
-
-    pub(crate) fn steps(&self) -> u64 {
-        self.steps.load(Ordering::Acquire)
     }
 }
 

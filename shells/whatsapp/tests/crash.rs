@@ -1,0 +1,249 @@
+//! Processes that die at any step between the network and the store.
+//!
+//! Fault model: a process ends between any two of its reads and writes of the store (its session
+//! lies there too), after a commit or instead of its answer, and between any two writes to the
+//! network. The store, the server and the phone live on. What the server was told is stored must be
+//! stored; nothing may be there twice; what our users wrote arrives under one id.
+//!
+//! `WA_CRASH_SCHEDULES` says how many schedules are tried.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use backfill_core::alias::outbound_wa_id;
+use backfill_core::doc::{FieldPath, Precondition, Value, Write};
+use backfill_core::id::OutboxId;
+use backfill_core::policy::Settings;
+use backfill_driver::port::Store;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::time::timeout;
+use whatsapp_double::{Contact, Seen, Via};
+
+use crate::harness::store::Life;
+use crate::harness::transport::Mortal;
+use crate::harness::{World, write_outbox};
+
+/// In real time: each process has a runtime of its own, which is torn down under it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whatever_step_is_the_last_nothing_is_lost_and_nothing_is_there_twice() {
+    let schedules = std::env::var("WA_CRASH_SCHEDULES").ok();
+    let schedules: u64 = schedules.map_or(20, |count| count.parse().unwrap());
+    let mut totals = BTreeMap::<&'static str, u64>::new();
+    for seed in 0..schedules {
+        let told = Schedule::run(seed).await;
+        for (what, count) in told {
+            *totals.entry(what).or_default() += count;
+        }
+    }
+    println!("{schedules} schedules: {totals:?}");
+    assert!(totals["died in the middle"] > schedules / 2, "the steps are chosen badly");
+}
+
+struct Schedule {
+    world: World,
+    random: StdRng,
+    contacts: Vec<Contact>,
+    /// Per chat: id and text of what must be there in the end
+    expected: BTreeMap<(String, String), String>,
+    outbox: Vec<(String, String)>,
+    history: BTreeSet<(String, String)>,
+    written: u32,
+}
+
+impl Schedule {
+    async fn run(seed: u64) -> BTreeMap<&'static str, u64> {
+        let world = World::linked().await;
+        let contacts = (0..4)
+            .map(|n| world.account.contact(&format!("155510000{n:02}"), &format!("2000{n:02}")))
+            .collect();
+        let mut schedule = Self {
+            world,
+            random: StdRng::seed_from_u64(seed),
+            contacts,
+            expected: BTreeMap::new(),
+            outbox: Vec::new(),
+            history: BTreeSet::new(),
+            written: 0,
+        };
+        let mut totals = BTreeMap::<&'static str, u64>::new();
+        let lives = schedule.random.random_range(1..=3);
+        for _ in 0..lives {
+            let steps = schedule.random.random_range(1..=500);
+            let died = schedule.live(steps).await;
+            *totals.entry("died in the middle").or_default() += u64::from(died);
+            *totals.entry("lives").or_default() += 1;
+        }
+        totals.insert("history lost and reported", u64::from(schedule.survive(seed).await));
+        totals.insert("messages", schedule.expected.len() as u64);
+        totals
+    }
+
+    /// A process that ends at a step, or soon after there is nothing to do.
+    async fn live(&mut self, steps: u64) -> bool {
+        let life = Life::ending_after(steps);
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+        let runtime = runtime.unwrap();
+        let store = self.world.store.of(&life);
+        let mut options = self.world.options();
+        let inner = self.world.double.transport();
+        options.transport = Arc::new(Mortal { inner, life: life.clone() });
+        options.history_timeout = Duration::from_millis(500);
+        let settings = settings(&self.world);
+        let before = self.random.random_range(0..4);
+        self.happen(before).await;
+        let process = {
+            let _entered = runtime.enter();
+            self.world.prepare(store, options, settings)
+        };
+        let running = runtime.spawn(process.run());
+        let during = self.random.random_range(0..12);
+        self.happen(during).await;
+        let died = timeout(Duration::from_millis(250), life.ended()).await.is_ok();
+        life.end();
+        runtime.shutdown_background();
+        drop(running);
+        timeout(Duration::from_secs(20), self.world.account.wait_gone()).await.unwrap();
+        self.bury().await;
+        died
+    }
+
+    /// What goes on in the world.
+    async fn happen(&mut self, count: u32) {
+        for _ in 0..count {
+            self.written += 1;
+            let text = format!("text {}", self.written);
+            let contact = self.contacts[self.random.random_range(0..self.contacts.len())].clone();
+            let chat = contact.pn().to_string();
+            match self.random.random_range(0..10) {
+                0 => {
+                    let unique = format!("c{}", self.written);
+                    let id = write_outbox(&self.world, &chat, &unique, &text).await;
+                    self.outbox.push((id, text));
+                }
+                1 if self.history.is_empty() => self.send_history(),
+                2 | 3 => {
+                    let id = self.world.account.phone().text(contact.pn(), &text);
+                    self.expected.insert((chat, id), text);
+                }
+                _ => {
+                    let id = contact.text(&text);
+                    self.expected.insert((chat, id), text);
+                }
+            }
+            if self.random.random_range(0..4) == 0 {
+                tokio::time::sleep(Duration::from_millis(self.random.random_range(0..8))).await;
+            }
+        }
+    }
+
+    fn send_history(&mut self) {
+        let phone = self.world.account.phone();
+        let chats: Vec<_> = self.contacts.iter().map(|contact| contact.pn().clone()).collect();
+        for (n, chat) in chats.iter().enumerate() {
+            phone.keep_texts(chat, &format!("h{n}-"), 1_749_000_000, 10);
+            for m in 0..10 {
+                self.history.insert((chat.to_string(), format!("h{n}-{m}")));
+            }
+        }
+        let sync = phone.history_of(waproto::whatsapp::history_sync::HistorySyncType::RECENT, &chats);
+        phone.send_history(&sync, Via::Blob);
+    }
+
+    /// Everybody knows that the process is dead. That they find out is the core's business.
+    async fn bury(&self) {
+        let instances = self.world.store.documents("instances/").into_iter();
+        let dead = |path| {
+            let fields = vec![(FieldPath::new("state"), Value::from("dead").into())];
+            Write::merge(path, Precondition::Exists, fields)
+        };
+        let writes: Vec<_> = instances.map(|doc| dead(doc.path.clone())).collect();
+        if !writes.is_empty() {
+            self.world.store.commit(writes).await.unwrap();
+        }
+    }
+
+    /// A process that lives, and what is there in the end. Whether history was lost.
+    async fn survive(&mut self, seed: u64) -> bool {
+        let world = &self.world;
+        world.double.set_patience(Duration::from_secs(30));
+        let mut options = world.options();
+        options.history_timeout = Duration::from_millis(500);
+        let process = world.start_with(world.store.clone(), options, settings(world)).await;
+        process.opened(1).await;
+        world.account.wait_drained().await;
+        for (outbox, _) in &self.outbox {
+            let path = format!("outbox/{outbox}");
+            world
+                .until("a sent message", async || {
+                    let doc = world.document(&path).await?;
+                    (doc.str("status") == Some("sent")).then_some(())
+                })
+                .await;
+        }
+        let stored = || world.messages();
+        let complete = || {
+            let stored = stored();
+            let there = |key: &(String, String)| stored.contains_key(key);
+            self.expected.keys().all(there).then_some(())
+        };
+        let wait = async { world.until("all messages", async || complete()).await };
+        if timeout(Duration::from_secs(30), wait).await.is_err() {
+            panic!("seed {seed}: acknowledged and not stored");
+        }
+        let reported = || {
+            let incidents = world.store.documents("incidents/");
+            incidents.iter().any(|doc| doc.str("type") == Some("history_chunk_missing"))
+        };
+        let settled = async || {
+            let stored = stored();
+            let there = self.history.iter().all(|key| stored.contains_key(key));
+            (there || reported()).then_some(!there)
+        };
+        let lost = world.until("history, or the report that it is lost", settled).await;
+        process.stop().await;
+
+        let stored = world.messages();
+        let mut count = 0;
+        for (key, text) in &self.expected {
+            assert_eq!(stored[key].str("body"), Some(text.as_str()), "seed {seed}");
+            count += 1;
+        }
+        let ours: BTreeMap<String, &String> = self
+            .outbox
+            .iter()
+            .map(|(id, text)| (outbound_wa_id(&OutboxId::parse(id.as_str()).unwrap()).into(), text))
+            .collect();
+        for ((_, id), doc) in &stored {
+            if let Some(text) = ours.get(id) {
+                assert_eq!(doc.str("body"), Some(text.as_str()), "seed {seed}");
+                count += 1;
+            }
+        }
+        count += self.history.iter().filter(|key| stored.contains_key(key)).count();
+        assert_eq!(stored.len(), count, "seed {seed}: something is there that never was");
+        let documents = world.store.documents("threads/");
+        let documents = documents.iter().filter(|doc| doc.path.as_str().contains("/messages/"));
+        assert_eq!(documents.count(), stored.len(), "seed {seed}: something is there twice");
+        for seen in world.account.log() {
+            if let Seen::Message(sent) = seen
+                && let Some(body) = &sent.message.conversation
+            {
+                assert_eq!(ours.get(&sent.id), Some(&body), "seed {seed}: sent under another id");
+            }
+        }
+        lost
+    }
+}
+
+fn settings(world: &World) -> Settings {
+    let mut settings = world.settings();
+    settings.lock_delay = Duration::ZERO;
+    settings.connect_stagger = Duration::ZERO;
+    settings.reconnect_min = Duration::from_millis(20);
+    settings.outbox.retry = Duration::from_millis(50);
+    settings.outbox.poll = Duration::from_secs(1);
+    settings
+}

@@ -1,0 +1,259 @@
+//! History that the phone sends by itself.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use backfill_core::coverage::PageEnd;
+use backfill_core::io::{GatewayCall, GatewayEvent, Source};
+use waproto::whatsapp::history_sync::HistorySyncType;
+use whatsapp_double::Via;
+
+use crate::harness::{Process, World};
+
+const START: u64 = 1_740_000_000;
+
+fn fill(world: &World, chats: u64, messages: u64) {
+    let phone = world.account.phone();
+    for n in 0..chats {
+        let contact = world.account.contact(&format!("1555100{n:04}"), &format!("200{n:04}"));
+        phone.keep_texts(contact.pn(), &format!("m{n}-"), START, messages);
+        phone.name_chat(contact.pn(), &format!("Name {n}"));
+    }
+}
+
+async fn until_unspooled(process: &Process, chunks: usize) {
+    process
+        .seen
+        .until("chunks", |seen| {
+            let arrived = seen.iter().filter(|e| matches!(e, GatewayEvent::Chunk { .. })).count();
+            (arrived >= chunks).then_some(())
+        })
+        .await;
+    process
+        .store()
+        .clone()
+        .changes()
+        .wait_for(|_| {
+            let calls = process.seen.calls();
+            calls.iter().filter(|c| matches!(c.call, GatewayCall::Unspool { .. })).count() >= chunks
+        })
+        .await
+        .unwrap();
+}
+
+fn spooled(world: &World) -> usize {
+    let directory = world.directory.join("spool");
+    let Ok(accounts) = std::fs::read_dir(directory) else { return 0 };
+    accounts.map(|entry| std::fs::read_dir(entry.unwrap().path()).unwrap().count()).sum()
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_of_it_arrives_and_the_spool_is_empty_again() {
+    let world = World::linked().await;
+    fill(&world, 10, 60);
+    let process = world.start().await;
+    process.opened(1).await;
+    world.account.phone().send_all_history(3, Via::Blob);
+    world
+        .until("600 messages", async || (world.messages().len() == 600).then_some(()))
+        .await;
+    until_unspooled(&process, 3).await;
+    let message = world.message("15551000003@s.whatsapp.net", "m3-7").await.unwrap();
+    assert_eq!(message.str("syncSource"), Some("history_sync"));
+    assert_eq!(message.int("key.timestamp"), Some(START as i64 + 7));
+    let thread = world.thread("15551000003@s.whatsapp.net").await.unwrap();
+    assert_eq!(thread.str("displayName"), Some("Name 3"));
+    assert_eq!(thread.int("lastMessageAtMs"), Some((START as i64 + 59) * 1_000));
+    // Of every conversation the core learned how far it reaches.
+    let spans: Vec<_> = process
+        .seen
+        .ingested()
+        .into_iter()
+        .filter(|ingested| matches!(ingested.source, Source::Chunk { .. }))
+        .flat_map(|ingested| ingested.threads)
+        .collect();
+    assert_eq!(spans.len(), 10);
+    assert!(spans.iter().all(|span| span.messages == 60 && span.end == PageEnd::Unstated));
+    process.stop().await;
+    assert_eq!(spooled(&world), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn history_right_after_linking_is_not_missed() {
+    let world = World::new().await;
+    fill(&world, 3, 20);
+    let process = world.start().await;
+    world.until_status("qr_ready").await;
+    world.account.scan(&world.code_on_show().await).unwrap();
+    world
+        .account
+        .wait("the device", |seen| {
+            matches!(seen, whatsapp_double::Seen::Paired { .. }).then_some(())
+        })
+        .await;
+    world.account.phone().send_all_history(1, Via::Blob);
+    world.until("60 messages", async || (world.messages().len() == 60).then_some(())).await;
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_parse_that_fails_goes_on_where_it_was() {
+    let world = World::linked().await;
+    fill(&world, 6, 10);
+    let process = world.start().await;
+    process.opened(1).await;
+    world.account.phone().send_all_history(1, Via::Inline);
+    world.until("some", async || (world.messages().len() >= 20).then_some(())).await;
+    world.store.broken.store(true, Ordering::Release);
+    let before = world.messages().len();
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert!(world.messages().len() <= before + 20);
+    world.store.broken.store(false, Ordering::Release);
+    world.until("all", async || (world.messages().len() == 60).then_some(())).await;
+    until_unspooled(&process, 1).await;
+    process.stop().await;
+    assert_eq!(spooled(&world), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_spooled_is_read_by_the_next_process() {
+    let world = World::linked().await;
+    fill(&world, 4, 10);
+    world.store.broken.store(true, Ordering::Release);
+    let process = world.start().await;
+    process.opened(1).await;
+    world.account.phone().send_all_history(2, Via::Inline);
+    let spooled_calls = || {
+        let calls = process.seen.calls();
+        calls.iter().filter(|c| matches!(c.call, GatewayCall::Parse { .. })).count()
+    };
+    world.until("a parse", async || (spooled_calls() >= 1).then_some(())).await;
+    process.stop().await;
+    assert!(spooled(&world) > 0);
+    world.store.broken.store(false, Ordering::Release);
+
+    let process = world.start().await;
+    world.until("all", async || (world.messages().len() == 40).then_some(())).await;
+    process
+        .seen
+        .until("what lay in the spool", |seen| {
+            seen.iter()
+                .find(|e| matches!(e, GatewayEvent::Chunk { spooled: true, .. }))
+                .map(|_| ())
+        })
+        .await;
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chunk_that_cannot_be_fetched_is_reported() {
+    let world = World::linked().await;
+    fill(&world, 2, 10);
+    let process = world.start().await;
+    process.opened(1).await;
+    world.double.media().fail_next(&[404; 8]);
+    world.account.phone().send_all_history(1, Via::Blob);
+    let missing = |seen: &[GatewayEvent]| {
+        seen.iter().any(|event| *event == GatewayEvent::ChunkMissing).then_some(())
+    };
+    // The client says nothing of it, so it takes a while; virtual here.
+    tokio::time::sleep(Duration::from_secs(240)).await;
+    process.seen.until("the report", missing).await;
+    let reports = process.seen.events();
+    assert_eq!(reports.iter().filter(|e| **e == GatewayEvent::ChunkMissing).count(), 1);
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chunk_that_a_process_lost_is_reported_by_the_next() {
+    let world = World::linked().await;
+    fill(&world, 2, 10);
+    let process = world.start().await;
+    process.opened(1).await;
+    world.double.media().fail_next(&[404; 8]);
+    world.account.phone().send_all_history(1, Via::Blob);
+    world.account.wait_drained().await;
+    process.stop().await;
+    world.double.media().heal();
+    let process = world.start().await;
+    process
+        .seen
+        .until("the report", |seen| {
+            seen.iter().any(|event| *event == GatewayEvent::ChunkMissing).then_some(())
+        })
+        .await;
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_dry_run_stores_nothing() {
+    let world = World::linked().await;
+    fill(&world, 3, 10);
+    let mut options = world.options();
+    options.dry_run = true;
+    let process = world.start_with(world.store.clone(), options, world.settings()).await;
+    process.opened(1).await;
+    world.account.phone().send_all_history(1, Via::Inline);
+    until_unspooled(&process, 1).await;
+    let id = world.account.contact("15550000002", "102").text("live");
+    world.until_message("15550000002@s.whatsapp.net", &id).await;
+    assert_eq!(world.messages().len(), 1);
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn both_names_of_a_person_are_known_before_messages_use_either() {
+    let world = World::linked().await;
+    fill(&world, 2, 5);
+    let mut sync = world.account.phone().history_of(
+        HistorySyncType::RECENT,
+        &[world.account.contact("15551000000", "2000000").pn().clone()],
+    );
+    // The phone files the chat under the LID and says only at the end whose it is.
+    let chat = &mut sync.conversations[0];
+    chat.id = "2000000@lid".into();
+    chat.pn_jid = None;
+    chat.lid_jid = None;
+    for row in &mut chat.messages {
+        let mut message = row.message.take().unwrap();
+        message.key.get_or_insert_default().remote_jid = Some("2000000@lid".into());
+        row.message = waproto::buffa::MessageField::some(message);
+    }
+    let process = world.start().await;
+    process.opened(1).await;
+    world.account.phone().send_history(&sync, Via::Inline);
+    world.until_message("15551000000@s.whatsapp.net", "m0-4").await;
+    until_unspooled(&process, 1).await;
+    assert_eq!(world.messages().len(), 5);
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_damaged_chunk_gives_what_it_has_and_is_reported() {
+    let world = World::linked().await;
+    fill(&world, 3, 10);
+    let process = world.start().await;
+    process.opened(1).await;
+    let spool = world.directory.join("spool");
+    world.store.broken.store(true, Ordering::Release);
+    world.account.phone().send_all_history(1, Via::Inline);
+    let parses = || {
+        let calls = process.seen.calls();
+        calls.iter().filter(|c| matches!(c.call, GatewayCall::Parse { .. })).count()
+    };
+    world.until("another parse", async || (parses() >= 2).then_some(())).await;
+    let account = std::fs::read_dir(&spool).unwrap().next().unwrap().unwrap().path();
+    for file in std::fs::read_dir(account).unwrap() {
+        std::fs::write(file.unwrap().path(), b"WBH1 and nonsense").unwrap();
+    }
+    world.store.broken.store(false, Ordering::Release);
+    process
+        .seen
+        .until("the report", |seen| {
+            seen.iter().any(|event| *event == GatewayEvent::ChunkMissing).then_some(())
+        })
+        .await;
+    until_unspooled(&process, 1).await;
+    process.stop().await;
+    assert_eq!(spooled(&world), 0);
+}
