@@ -83,12 +83,19 @@ async fn everything_else_needs_credentials() {
     for (path, operations) in paths {
         for method in operations.as_object().unwrap().keys() {
             let open = matches!(path.as_str(), "/" | "/ready" | "/diag" | "/health");
-            let filled = path.replace("{id}", "x").replace("{accountId}", "x").replace("{threadId}", "x");
+            let filled =
+                path.replace("{id}", "x").replace("{accountId}", "x").replace("{threadId}", "x");
             let named = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
             let request = world.request(named, &filled);
             let status = request.send().await.unwrap().status().as_u16();
             let page = path.starts_with("/api/whatsapp/qr/");
-            let expected = if open { 200 } else if page { 303 } else { 401 };
+            let expected = if open {
+                200
+            } else if page {
+                303
+            } else {
+                401
+            };
             assert_eq!(status, expected, "{method} {path}");
         }
     }
