@@ -158,6 +158,9 @@ async fn metrics_count_what_happened() {
     let world = World::active().await;
     let id = world.connected("0712345678").await;
     world.post(&format!("/api/whatsapp/backfill/{}", id.as_str()), Value::Null).await;
+    world
+        .until("the run has started", async || world.metrics.count("wa_runs_total", &[]) == 1)
+        .await;
     let (status, text) = world.get("/metrics").await;
     assert_eq!(status, 200);
     let text = text.as_str().unwrap();
