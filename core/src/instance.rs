@@ -479,7 +479,9 @@ impl Instance {
             tenure.stage = Stage::Ready;
             tenure.want_connection(&mut self.host);
         } else {
-            account.released_at = Some(self.host.now);
+            // A deleted account that is added again is as good as new.
+            let deleted = tenure.record.status == "deleted";
+            account.released_at = (!deleted).then_some(self.host.now);
             self.host.event(Event::LeaseReleased { key: key.clone() });
             self.drop_tenure(id);
         }

@@ -43,7 +43,11 @@ impl Instance {
         let label = || self.host.policy.instance.text();
         let left = |until: Mono| Some(until.since(self.host.now));
         if let Some(belief) = self.lock_belief() {
-            return Some(LockInsight { holder: label(), own: true, expires_in: left(belief.until) });
+            return Some(LockInsight {
+                holder: label(),
+                own: true,
+                expires_in: left(belief.until),
+            });
         }
         let own = self.mode == Mode::Active;
         if let (true, InstanceMode::Shared { cluster }) = (own, &self.host.policy.mode) {

@@ -1,6 +1,7 @@
 //! How everything outside the loop reaches the core.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
 
 use backfill_core::id::{AccountId, RequestId};
 use backfill_core::instance::Instance;
@@ -55,6 +56,13 @@ impl Handle {
         look(&self.0.instance.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Tells how long each call of [`realtime`](Self::realtime) takes, from now on. Only the first
+    /// one who asks is told.
+    pub fn time_realtime(&self, took: impl Fn(Duration) + Send + Sync + 'static) {
+        // Whoever comes second is not told.
+        let _ = self.0.took.set(Box::new(took));
+    }
+
     /// What this process's own clock shows.
     pub fn now(&self) -> Mono {
         (self.0.clock)()
@@ -67,7 +75,14 @@ impl Handle {
         clock: impl Fn() -> Mono + Send + Sync + 'static,
     ) -> Self {
         let instance = Mutex::new(instance);
-        Self(Arc::new(Shared { instance, inbox, intake, clock: Box::new(clock) }))
+        let took = OnceLock::new();
+        Self(Arc::new(Shared { instance, inbox, intake, clock: Box::new(clock), took }))
+    }
+
+    pub(crate) fn note_realtime(&self, begun: Mono) {
+        if let Some(took) = self.0.took.get() {
+            took(self.now().since(begun));
+        }
     }
 
     pub(crate) fn change<T>(&self, change: impl FnOnce(&mut Instance) -> T) -> T {
@@ -88,6 +103,7 @@ struct Shared {
     inbox: Inbox,
     intake: Intake,
     clock: Box<dyn Fn() -> Mono + Send + Sync>,
+    took: OnceLock<Box<dyn Fn(Duration) + Send + Sync>>,
 }
 
 /// Something for the loop.

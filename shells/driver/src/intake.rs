@@ -63,7 +63,10 @@ impl Handle {
         parcel: Parcel,
     ) -> Result<Vec<Rejected>, Withhold> {
         let account = parcel.account.clone();
-        match self.store(Way::Live, parcel).await {
+        let begun = self.now();
+        let stored = self.store(Way::Live, parcel).await;
+        self.note_realtime(begun);
+        match stored {
             Ok(facts) if self.believes(&account) => Ok(facts.rejected),
             Ok(_) => Err(Withhold::NotOwner),
             Err(NotStored) => {

@@ -48,16 +48,19 @@ const svg = (tag, attributes, ...children) => {
   return element;
 };
 
+const local = (at) => (at.toDateString() === new Date().toDateString()
+  ? at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })
+  : at.toLocaleString([], { dateStyle: "short", timeStyle: "short" }));
+
 const time = (iso) => {
   if (!iso) return "–";
   const at = new Date(iso);
   if (Number.isNaN(at.getTime())) return String(iso);
-  const today = at.toDateString() === new Date().toDateString();
-  const text = today
-    ? at.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" })
-    : at.toLocaleString([], { dateStyle: "short", timeStyle: "short" });
-  return el("time", { datetime: iso, title: iso }, text);
+  return el("time", { datetime: iso, title: iso }, local(at));
 };
+
+/** A sentence whose times are shown as people here read them. */
+const sentence = (text) => text.replace(/\d{4}-\d\d-\d\dT[\d:.]+Z/g, (iso) => local(new Date(iso)));
 
 const tones = {
   active: "good", connected: "good", cooldown: "good", running: "good", due: "good",
@@ -80,7 +83,8 @@ const draw = (key, data, make) => {
     && ["INPUT", "TEXTAREA"].includes(document.activeElement.tagName);
   if (busy && shown.startsWith(key)) return;
   const focused = document.activeElement && document.activeElement.id;
-  const panes = [...main.querySelectorAll("[data-scroll]")].map((p) => [p.id, p.scrollTop]);
+  const panes = [...main.querySelectorAll("[data-scroll]")].map((p) => [p.id, p.scrollTop,
+    p.scrollTop + p.clientHeight >= p.scrollHeight - 8]);
   const sameView = shown.startsWith(key);
   shown = state;
   main.replaceChildren(...make());
@@ -88,6 +92,10 @@ const draw = (key, data, make) => {
     const pane = document.getElementById(id);
     if (pane) pane.scrollTop = top;
   }
+  // The newest message is at the bottom; whoever was there stays there.
+  const messages = document.getElementById("messages");
+  const before = panes.find(([id]) => id === "messages");
+  if (messages && (!sameView || !before || before[2])) messages.scrollTop = messages.scrollHeight;
   if (focused && document.getElementById(focused)) document.getElementById(focused).focus();
 };
 
@@ -148,8 +156,8 @@ const card = (account) => {
       el("strong", { class: "grow" }, account.name || "Without a name"), badge(account.status), menu(account)),
     el("p", { class: "quiet" }, account.phone || "no phone number", " · ", el("code", {}, account.masked)),
     ...pairing(account),
-    verdict.summary ? el("p", {}, badge(verdict.state), " ", verdict.summary) : null,
-    verdict.action && verdict.action !== "Nothing." ? el("p", { class: "quiet" }, verdict.action) : null,
+    verdict.summary ? el("p", {}, badge(verdict.state), " ", sentence(verdict.summary)) : null,
+    verdict.action && verdict.action !== "Nothing." ? el("p", { class: "quiet" }, sentence(verdict.action)) : null,
     el("div", { class: "row" },
       el("a", { class: "button plain", href: `#/account/${encodeURIComponent(account.id)}/inbox`, id: `inbox-${account.masked}` }, "Inbox"),
       el("a", { class: "button plain", href: `#/account/${encodeURIComponent(account.id)}/sync`, id: `sync-${account.masked}` }, "Sync")));
@@ -244,7 +252,7 @@ const syncView = (data) => draw(`sync ${route.id}`, data, () => {
   const lease = (name, l) => [name, l ? l.instanceId : null, l ? (l.held ? "held" : "free") : null, l ? String(l.epoch ?? "–") : null, l ? time(l.updatedAt) : null];
   return [
     ...tabs(account, "sync"),
-    verdict.summary ? el("p", {}, badge(verdict.state), " ", verdict.summary) : null,
+    verdict.summary ? el("p", {}, badge(verdict.state), " ", sentence(verdict.summary)) : null,
     el("section", { class: "panel" }, facts([
       ["Served by", account.owner ? `${account.owner}${account.ownedHere ? " (this instance)" : ""}` : "nobody"],
       ["Next run", account.nextRunAt ? time(account.nextRunAt) : null],
@@ -368,7 +376,8 @@ const refresh = async () => {
 window.addEventListener("hashchange", () => {
   route = parse();
   problem("");
-  refresh().then(() => main.focus());
+  window.scrollTo(0, 0);
+  refresh().then(() => main.focus({ preventScroll: true }));
 });
 document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); });
 document.addEventListener("keydown", (event) => {

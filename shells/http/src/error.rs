@@ -5,6 +5,8 @@ use axum::response::{IntoResponse, Response};
 use backfill_driver::port::StoreError;
 use serde_json::{Map, Value, json};
 
+use crate::app::request_id;
+
 /// An answer that is not a success.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -56,7 +58,8 @@ impl From<StoreError> for Failure {
 }
 
 impl IntoResponse for Failure {
-    fn into_response(self) -> Response {
+    fn into_response(mut self) -> Response {
+        self.body.insert("requestId".into(), request_id().into());
         let mut response = (self.status, axum::Json(json!(self.body))).into_response();
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));

@@ -1,7 +1,7 @@
 //! The picture a phone scans, and the page around it.
 
-use backfill_core::doc::{Fields, Value};
 use crate::health::status;
+use backfill_core::doc::{Fields, Value};
 
 /// The page about an account. It loads itself anew until the account is connected.
 pub(crate) fn page(fields: &Fields) -> String {

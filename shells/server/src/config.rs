@@ -289,7 +289,17 @@ fn store(
     if parsed.word("STORE") != "firestore" {
         return Some(StoreChoice::Sqlite(data_dir.join("wa-backfill.sqlite")));
     }
-    match store_firestore::Options::from_vars(|name| given.get(name).map(str::to_owned)) {
+    // Google's library looks into the environment only, not into our file of settings.
+    let file = given.get(CREDENTIALS_FILE).filter(|_| std::env::var_os(CREDENTIALS_FILE).is_none());
+    let key = file.and_then(|file| std::fs::read_to_string(file).ok());
+    if let (Some(file), None) = (file, &key) {
+        parsed.wrong(CREDENTIALS_FILE, file, "cannot be read");
+    }
+    let var = |name: &str| match (given.get(name), name) {
+        (None, "FIREBASE_SERVICE_ACCOUNT_JSON") => key.clone(),
+        (value, _) => value.map(str::to_owned),
+    };
+    match store_firestore::Options::from_vars(var) {
         Ok(options) => Some(StoreChoice::Firestore(options)),
         Err(error) => {
             parsed.problems.push(format!("STORE is firestore: {error}"));
@@ -297,6 +307,8 @@ fn store(
         }
     }
 }
+
+const CREDENTIALS_FILE: &str = "GOOGLE_APPLICATION_CREDENTIALS";
 
 fn policy(parsed: &mut Parsed<'_>) -> Option<Policy> {
     let before = parsed.problems.len();
@@ -534,6 +546,19 @@ mod tests {
         assert!(!is_protected("ws://localhost@evil.example/", "wss://", "ws://"));
         assert!(!is_protected("ws://localhost:1@evil.example/", "wss://", "ws://"));
         assert!(!is_protected("ftp://x", "wss://", "ws://"));
+    }
+
+    #[test]
+    fn a_credentials_file_named_in_a_file_of_settings_is_read() {
+        let path = std::env::temp_dir().join(format!("wa-config-{}.json", std::process::id()));
+        std::fs::write(&path, r#"{"project_id":"from-file"}"#).unwrap();
+        let pairs = [("STORE", "firestore"), (CREDENTIALS_FILE, path.to_str().unwrap())];
+        let config = config(&pairs).unwrap_or_else(|e| panic!("{e:?}"));
+        let StoreChoice::Firestore(options) = config.store else { panic!("another store") };
+        assert_eq!(options.project, "from-file");
+        assert!(matches!(options.credentials, store_firestore::Credentials::ServiceAccount(_)));
+        let missing = problems(&[("STORE", "firestore"), (CREDENTIALS_FILE, "/nowhere")]);
+        assert!(missing[0].contains("cannot be read"), "{missing:?}");
     }
 
     #[test]

@@ -207,12 +207,14 @@ async fn run<S: Store, C: Connector>(
     let metered = Metered::new(store, TokioRuntime, Arc::clone(&parts.metrics));
     let reached = metered.reached();
     let store = Counted::new(metered);
+    let metrics = Arc::clone(&parts.metrics);
     let journal = Journal::new(Witness::new(parts.view, parts.metrics));
     let mut seed = [0; 32];
     // The kernel's generator fails only before it is seeded, long before this starts.
     getrandom::fill(&mut seed).expect("the system has randomness");
     let driver = Driver::new(config.policy.clone(), seed, store.clone(), TokioRuntime, journal);
     let handle = driver.handle();
+    handle.time_realtime(move |took| metrics.time("wa_hook_seconds", &[], took));
     let gateway = connector.connect(&config, handle.clone(), store.clone()).await?;
     let documents = Documents::of(store.clone());
     let operations = Arc::new(move || store.operations());

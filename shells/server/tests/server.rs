@@ -70,13 +70,18 @@ fn what_cannot_work_is_refused_once_and_clearly() {
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains(&format!("cannot listen on 127.0.0.1:{port}")), "{text}");
 
-    let output = command(&["serve", "--port", "0"]).env("DATA_DIR", "/dev/null/data").output().unwrap();
+    let output =
+        command(&["serve", "--port", "0"]).env("DATA_DIR", "/dev/null/data").output().unwrap();
     assert_eq!(output.status.code(), Some(78));
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("/dev/null/data"), "{text}");
 
     let broken = temporary();
-    std::fs::write(broken.join("wa-backfill.sqlite"), "this is no database, but long enough to be looked at").unwrap();
+    std::fs::write(
+        broken.join("wa-backfill.sqlite"),
+        "this is no database, but long enough to be looked at",
+    )
+    .unwrap();
     let output = command(&["serve", "--port", "0"]).env("DATA_DIR", &broken).output().unwrap();
     assert_eq!(output.status.code(), Some(78));
     let text = String::from_utf8(output.stderr).unwrap();
@@ -188,5 +193,8 @@ fn sessions_without_a_key_are_refused() {
         .unwrap();
     assert_eq!(output.status.code(), Some(78));
     let text = String::from_utf8(output.stderr).unwrap();
-    assert!(text.contains("SESSION_ENCRYPTION_KEY") && !text.contains("too-short-secret"), "{text}");
+    assert!(
+        text.contains("SESSION_ENCRYPTION_KEY") && !text.contains("too-short-secret"),
+        "{text}"
+    );
 }

@@ -29,7 +29,10 @@ async fn adding_gives_the_same_account_for_the_same_phone() {
     assert_eq!(status, 200);
     assert_eq!(second["account"]["id"], id);
     assert_eq!(second["account"]["name"], "Shop", "nothing was written");
-    assert_eq!(world.get("/api/whatsapp/accounts").await.1["accounts"].as_array().unwrap().len(), 1);
+    assert_eq!(
+        world.get("/api/whatsapp/accounts").await.1["accounts"].as_array().unwrap().len(),
+        1
+    );
 }
 
 #[tokio::test]
@@ -65,9 +68,11 @@ async fn there_are_at_most_as_many_as_allowed() {
 async fn the_list_has_its_fields() {
     let world = World::active().await;
     let id = world.connected("0712345678").await;
-    world.until("the list is fresh", async || {
-        world.get("/accounts").await.1["accounts"][0]["status"] == "connected"
-    }).await;
+    world
+        .until("the list is fresh", async || {
+            world.get("/accounts").await.1["accounts"][0]["status"] == "connected"
+        })
+        .await;
     let (status, body) = world.get("/api/whatsapp/accounts").await;
     assert_eq!(status, 200);
     assert_eq!(body["instanceId"], "here");
@@ -77,8 +82,16 @@ async fn the_list_has_its_fields() {
     let mut names: Vec<&str> = account.keys().map(String::as_str).collect();
     names.sort_unstable();
     let expected = [
-        "createdAt", "id", "lastError", "lastUpdate", "name", "pairingCode", "passiveModeReason",
-        "phone", "qrCode", "status",
+        "createdAt",
+        "id",
+        "lastError",
+        "lastUpdate",
+        "name",
+        "pairingCode",
+        "passiveModeReason",
+        "phone",
+        "qrCode",
+        "status",
     ];
     assert_eq!(names, expected);
     assert_eq!(account["id"], id.as_str());
@@ -109,7 +122,8 @@ async fn pairing_shows_a_picture_and_can_begin_again() {
     world.until_status(&id, "connected").await;
     assert!(world.get(&page).await.1.as_str().unwrap().contains("is connected"));
 
-    let (status, body) = world.post("/api/whatsapp/regenerate-qr/account_prod_x", Value::Null).await;
+    let (status, body) =
+        world.post("/api/whatsapp/regenerate-qr/account_prod_x", Value::Null).await;
     assert_eq!((status.as_u16(), &body["error"]), (404, &"account_not_found".into()));
     let (status, html) = world.get("/api/whatsapp/qr/account_prod_x").await;
     assert_eq!(status, 404);

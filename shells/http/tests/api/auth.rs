@@ -121,7 +121,11 @@ async fn tokens_that_say_something_else_are_refused() {
         json!({ "iss": "https://securetoken.google.com/another" }),
         json!({ "sub": "" }),
     ] {
-        assert_eq!(status(&world, &token("first", &first(), change.clone())).await, 401, "{change}");
+        assert_eq!(
+            status(&world, &token("first", &first(), change.clone())).await,
+            401,
+            "{change}"
+        );
     }
     assert_eq!(status(&world, &token("first", &second(), json!({}))).await, 401, "another key");
     assert_eq!(status(&world, "nonsense").await, 401);

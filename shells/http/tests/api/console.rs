@@ -41,7 +41,8 @@ async fn a_login_reads_by_itself_and_changes_only_with_its_token() {
     assert_eq!(add(None).send().await.unwrap().status(), 403);
     assert_eq!(add(Some("wrong")).send().await.unwrap().status(), 403);
     assert_eq!(add(Some(&csrf)).send().await.unwrap().status(), 200);
-    let forged = world.request(Method::GET, "/console/session").header(header::COOKIE, "wa_console=x.y.z");
+    let forged =
+        world.request(Method::GET, "/console/session").header(header::COOKIE, "wa_console=x.y.z");
     assert_eq!(forged.send().await.unwrap().status(), 401);
 }
 
@@ -50,7 +51,8 @@ async fn wrong_tokens_do_not_log_in_and_guessing_is_slow() {
     let world = World::active().await;
     let mut refused = Vec::new();
     for _ in 0..6 {
-        let request = world.request(Method::POST, "/console/login").json(&json!({ "token": "guess" }));
+        let request =
+            world.request(Method::POST, "/console/login").json(&json!({ "token": "guess" }));
         refused.push(request.send().await.unwrap().status().as_u16());
     }
     assert_eq!(refused, [401, 401, 401, 401, 401, 429]);
@@ -79,10 +81,12 @@ async fn the_page_needs_a_login_and_brings_no_foreign_code() {
 async fn the_overview_says_how_an_account_stands() {
     let world = World::active().await;
     let id = world.connected("0712345678").await;
-    world.until("the list is fresh", async || {
-        let (_, body) = world.get("/api/admin/overview").await;
-        body["accounts"][0]["status"] == "connected"
-    }).await;
+    world
+        .until("the list is fresh", async || {
+            let (_, body) = world.get("/api/admin/overview").await;
+            body["accounts"][0]["status"] == "connected"
+        })
+        .await;
     let (_, body) = world.get("/api/admin/overview").await;
     assert_eq!(body["instance"]["mode"], "active");
     assert_eq!(body["instance"]["storeConnected"], true);

@@ -80,7 +80,8 @@ async fn the_inbox_holds_the_newest_messages_of_all_threads() {
     message(&world, "a", "3@s.whatsapp.net", "oldest", at(10)).await;
     let (status, body) = world.get("/api/whatsapp/inbox/a?limit=2").await;
     assert_eq!(status, 200, "{body}");
-    let ids: Vec<_> = body["messages"].as_array().unwrap().iter().map(|m| m["id"].clone()).collect();
+    let ids: Vec<_> =
+        body["messages"].as_array().unwrap().iter().map(|m| m["id"].clone()).collect();
     assert_eq!(ids, ["new", "between"]);
     assert_eq!(body["count"], 2);
     assert!(body["totalMessages"].as_u64().unwrap() >= 2);
@@ -109,7 +110,10 @@ async fn a_message_is_sent_once() {
     assert_eq!(outbox["toJid"], "40799111222@s.whatsapp.net");
     assert_eq!(outbox["status"], "sent");
     assert_eq!(outbox["createdByUid"], "admin");
-    assert_eq!(outbox["payload"].0, Field::map([("type", "text".into()), ("text", "Hello".into())]));
+    assert_eq!(
+        outbox["payload"].0,
+        Field::map([("type", "text".into()), ("text", "Hello".into())])
+    );
     let thread = format!("threads/{}__40799111222@s.whatsapp.net", id.as_str());
     let message = world.document(&format!("{thread}/messages/{request}")).await.unwrap();
     assert_eq!(message["direction"], "outbound");
@@ -138,7 +142,8 @@ async fn what_cannot_be_sent_is_refused() {
     let world = World::active().await;
     let id = world.connected("0712345678").await;
     let send = async |account: &str, to: &str, message: &str, thread: Option<&str>| {
-        let body = json!({ "accountId": account, "to": to, "message": message, "threadId": thread });
+        let body =
+            json!({ "accountId": account, "to": to, "message": message, "threadId": thread });
         let (status, body) = world.post("/api/whatsapp/send-message", body).await;
         (status.as_u16(), body["error"].as_str().unwrap_or_default().to_owned())
     };

@@ -83,12 +83,19 @@ async fn everything_else_needs_credentials() {
     for (path, operations) in paths {
         for method in operations.as_object().unwrap().keys() {
             let open = matches!(path.as_str(), "/" | "/ready" | "/diag" | "/health");
-            let filled = path.replace("{id}", "x").replace("{accountId}", "x").replace("{threadId}", "x");
+            let filled =
+                path.replace("{id}", "x").replace("{accountId}", "x").replace("{threadId}", "x");
             let named = Method::from_bytes(method.to_uppercase().as_bytes()).unwrap();
             let request = world.request(named, &filled);
             let status = request.send().await.unwrap().status().as_u16();
             let page = path.starts_with("/api/whatsapp/qr/");
-            let expected = if open { 200 } else if page { 303 } else { 401 };
+            let expected = if open {
+                200
+            } else if page {
+                303
+            } else {
+                401
+            };
             assert_eq!(status, expected, "{method} {path}");
         }
     }
@@ -151,6 +158,9 @@ async fn metrics_count_what_happened() {
     let world = World::active().await;
     let id = world.connected("0712345678").await;
     world.post(&format!("/api/whatsapp/backfill/{}", id.as_str()), Value::Null).await;
+    world
+        .until("the run has started", async || world.metrics.count("wa_runs_total", &[]) == 1)
+        .await;
     let (status, text) = world.get("/metrics").await;
     assert_eq!(status, 200);
     let text = text.as_str().unwrap();

@@ -89,11 +89,8 @@ async fn in_shared_mode_the_owner_is_named() {
     setup.settings = Settings::shared(InstanceId::parse("here").unwrap(), "c");
     setup.settings.credentials = backfill_core::policy::Credentials::Shared;
     setup.settings.connect_stagger = Duration::ZERO;
-    let template = Setup {
-        file: setup.file.clone(),
-        settings: setup.settings.clone(),
-        ..Setup::new()
-    };
+    let template =
+        Setup { file: setup.file.clone(), settings: setup.settings.clone(), ..Setup::new() };
     let owner = setup.active().await;
     let id = owner.connected("0712345678").await;
     let other = beside(&template, "there").await;

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use backfill_core::doc::{DocPath, FieldOp, FieldPath, Precondition, Query, Value as Field, Write};
 use backfill_core::id::{AccountId, InstanceId, RequestId};
-use backfill_core::io::{Answer, CloseReason, Command, GatewayCall, GatewayEvent, GatewayRequest, Rejection};
+use backfill_core::io::{
+    Answer, CloseReason, Command, GatewayCall, GatewayEvent, GatewayRequest, Rejection,
+};
 use backfill_core::policy::{Policy, Settings};
 use backfill_core::time::{Mono, StoreTime};
 use backfill_driver::billing::Counted;
@@ -73,10 +75,8 @@ impl Setup {
 
     pub(crate) async fn start(self) -> World {
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let store = TestStore {
-            inner: SqliteStore::open(&self.file).unwrap(),
-            stalled: Arc::default(),
-        };
+        let store =
+            TestStore { inner: SqliteStore::open(&self.file).unwrap(), stalled: Arc::default() };
         let view = View::default();
         let metrics = Arc::new(Metrics::default());
         let clock = Clock::new();
@@ -92,7 +92,8 @@ impl Setup {
             commit: "abc".into(),
             access: self.access,
         };
-        let app = App::new(options, clocks, view.clone(), Arc::clone(&metrics), "starting").unwrap();
+        let app =
+            App::new(options, clocks, view.clone(), Arc::clone(&metrics), "starting").unwrap();
         let metered = Metered::new(store.clone(), clock, Arc::clone(&metrics));
         let reached = metered.reached();
         let counted = Counted::new(metered);
@@ -180,7 +181,10 @@ impl World {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        assert!(tokio::time::timeout(Duration::from_secs(20), waiting).await.is_ok(), "never: {what}");
+        assert!(
+            tokio::time::timeout(Duration::from_secs(20), waiting).await.is_ok(),
+            "never: {what}"
+        );
     }
 
     pub(crate) async fn document(&self, path: &str) -> Option<BTreeMap<String, Field2>> {

@@ -8,11 +8,8 @@ use crate::process::{Server, temporary};
 
 #[test]
 fn an_account_is_paired_filled_kept_live_and_can_send() {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let _context = runtime.enter();
     let double = Double::new();
     let account = double.account("15550000001", "100000000000001");
@@ -79,7 +76,10 @@ fn an_account_is_paired_filled_kept_live_and_can_send() {
 
     assert_eq!(server.terminate(), Some(0));
     let log = server.log();
-    assert!(log.contains("[realtime] stored") && log.contains("[realtime] connection open"), "{log}");
+    assert!(
+        log.contains("[realtime] stored") && log.contains("[realtime] connection open"),
+        "{log}"
+    );
     for secret in ["live and well", "15550000002", "An answer", "15550000001", id.as_str()] {
         assert!(!log.contains(secret), "the log shows {secret}");
     }
