@@ -307,8 +307,8 @@ impl Checker {
     }
 
     /// L6: whatever could be filled since faults stopped has been. The window is the lookback of
-    /// recent sync, as far as it reaches into the life of the world: what is older is no hole but
-    /// depth; and the depth of the backfill if there was time for a cooldown to pass. An account whose holes take more requests than the quiet phase has room for is not judged.
+    /// recent sync, as far as it reaches into the time since the account was first linked: what is
+    /// older was never lost, it is not a hole but depth; and the depth of the backfill if there was time for a cooldown to pass. An account whose holes take more requests than the quiet phase has room for is not judged.
     pub(super) fn finish_holes(
         &mut self,
         at: Real,
@@ -331,7 +331,8 @@ impl Checker {
             }
             let slow = scenario.accounts[usize::from(position)].phone_max;
             let each = (self.policy.phone.spacing.as_millis() as u64).max(slow) + 2_000;
-            let since = (at.second() - lookback).max(Real::ZERO.second());
+            let begun = net.linked_since(account).unwrap_or(at).second();
+            let since = (at.second() - lookback).max(begun);
             let window = (since, settled.second());
             let left = self.fillable(position, window, u32::MAX, store, net);
             if left.messages > 0 && left.requests * each * 2 + cycle < room {

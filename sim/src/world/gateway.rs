@@ -14,7 +14,7 @@ use crate::checker::Touched;
 use crate::scenario::{AccountPlan, Kind};
 use crate::trace::Entry;
 use crate::variant::Slip;
-use crate::whatsapp::{ConnKey, Delivery, MessageRef, Page};
+use crate::whatsapp::{ConnKey, Delivery, FOREIGN, MessageRef, Page};
 
 /// What the gateway of one process has in hand.
 #[derive(Debug, Default)]
@@ -212,7 +212,7 @@ impl World {
 
     /// Another client takes the account's connection, and leaves soon.
     pub(super) fn foreign_login(&mut self, account: u16) {
-        let key = ConnKey { process: u32::MAX, request: self.now.0 };
+        let key = ConnKey { process: FOREIGN, request: self.now.0 };
         self.note_disconnected(account);
         self.net.open(self.now, account, key, u8::MAX, &mut self.faults);
         self.net.close(account, key);
