@@ -185,6 +185,30 @@ impl SyncState {
         gaps
     }
 
+    /// All gaps, as far as another owner has to know them.
+    pub(crate) fn gaps(&self) -> Gaps {
+        let range = |gap: &Gap| (gap.from, gap.to);
+        let threads = self.thread_gaps.iter().map(|(thread, gap)| (thread.clone(), range(gap)));
+        Gaps { all: self.gaps.iter().map(range).collect(), threads: threads.collect() }
+    }
+
+    /// Adds what of these gaps it does not have yet. Whether that was anything.
+    pub(crate) fn remember(&mut self, gaps: Gaps) -> bool {
+        let before = self.gap_seq;
+        for (from, to) in gaps.all {
+            if !self.gaps.iter().any(|gap| gap.from <= from && to <= gap.to) {
+                self.add_gap(from, to);
+            }
+        }
+        for (thread, (from, to)) in gaps.threads {
+            let known = self.thread_gaps.get(&thread);
+            if !known.is_some_and(|gap| gap.from <= from && to <= gap.to) {
+                self.add_thread_gap(thread, from, to);
+            }
+        }
+        self.gap_seq > before
+    }
+
     fn number_gap(&mut self, from: i64, to: i64) -> Gap {
         self.gap_seq = self.gap_seq.saturating_add(1);
         Gap { seq: self.gap_seq, from, to: to.max(from) }
@@ -228,6 +252,28 @@ impl SyncState {
     }
 }
 
+/// Times, in seconds, in which messages may be missing: first and last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Gaps {
+    /// In every thread
+    all: Vec<(i64, i64)>,
+    /// In single threads
+    threads: BTreeMap<ThreadId, (i64, i64)>,
+}
+
+impl Gaps {
+    /// Adds a message that is missing in a thread.
+    pub(crate) fn add(&mut self, thread: ThreadId, second: i64) {
+        if self.threads.len() >= MAX_THREAD_GAPS && !self.threads.contains_key(&thread) {
+            self.all.truncate(MAX_GAPS - 1);
+            self.all.push((second, second));
+            return;
+        }
+        let (from, to) = self.threads.entry(thread).or_insert((second, second));
+        (*from, *to) = (second.min(*from), second.max(*to));
+    }
+}
+
 /// The fields that mirror a run lease on the account.
 pub(crate) struct LeaseFields {
     pub(crate) until: FieldPath,
@@ -261,7 +307,7 @@ pub(crate) const CONNECTED_BOOT: FieldPath = FieldPath::new("connectedBoot");
 pub(crate) const CONNECTED_SINCE: FieldPath = FieldPath::new("connectedSince");
 const DISCONNECTED_SINCE: FieldPath = FieldPath::new("disconnectedSince");
 const DISCONNECT_SUSPECT: FieldPath = FieldPath::new("disconnectSuspect");
-const GAPS: FieldPath = FieldPath::new("gaps");
+pub(crate) const GAPS: FieldPath = FieldPath::new("gaps");
 const GAP_SEQ: FieldPath = FieldPath::new("gapSeq");
 pub(crate) const LAST_AUTO_BACKFILL_AT: FieldPath = FieldPath::new("lastAutoBackfillAt");
 pub(crate) const LAST_AUTO_BACKFILL_ATTEMPT_AT: FieldPath =
