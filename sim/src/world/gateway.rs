@@ -305,6 +305,8 @@ impl World {
                 let known = self.net.message(account, message);
                 if let (Some(thread), Some(known)) = (thread, known) {
                     let second = known.second;
+                    let lost = (thread.clone(), second);
+                    self.checker.undecryptable(p, account, message, lost);
                     self.tell(p, account, GatewayEvent::Undecryptable { thread, second });
                 }
             }
