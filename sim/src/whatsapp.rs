@@ -154,6 +154,8 @@ struct Line {
     conn: Option<Conn>,
     /// Not acknowledged, oldest first
     queue: VecDeque<MessageRef>,
+    /// What the server leaves out of the drain under way, and forgets when that ends
+    left_out: Vec<MessageRef>,
     /// What the phone or the server has for the next connection, other than messages
     waiting: Vec<Delivery>,
     chunks: Vec<Vec<Stretch>>,
@@ -326,6 +328,16 @@ impl WhatsApp {
             }
         } else {
             line.queue.retain(|queued| !messages.contains(queued));
+        }
+    }
+
+    /// A client is through with the offline queue, and so is the server: what was left out is gone.
+    /// Before that the next connection gets it.
+    pub fn drained(&mut self, account: u16, key: ConnKey) {
+        let current = self.is_current(account, key);
+        if let Some(line) = self.lines.get_mut(&account).filter(|_| current) {
+            let left_out = std::mem::take(&mut line.left_out);
+            line.queue.retain(|message| !left_out.contains(message));
         }
     }
 
@@ -595,6 +607,7 @@ impl Line {
             linked_since: plan.linked.then_some(Real::ZERO),
             conn: None,
             queue: VecDeque::new(),
+            left_out: Vec::new(),
             waiting: Vec::new(),
             chunks: Vec::new(),
             sent: BTreeMap::new(),
@@ -713,15 +726,18 @@ impl Line {
             self.queue.pop_front();
         }
         let announced = self.queue.len() as u32;
+        self.left_out.clear();
         let short = announced > 0
             && may_lose
             && faults.strikes(Kind::WaShortDrain, NO_INSTANCE, self.plan.id).is_some();
         if short {
             let gone = 1 + self.chance.below(u64::from(announced)) as usize;
             let at = self.chance.below((announced as usize - gone) as u64 + 1) as usize;
-            self.queue.drain(at..at + gone);
+            self.left_out.extend(self.queue.range(at..at + gone));
         }
-        let waiting: Vec<MessageRef> = self.queue.iter().copied().collect();
+        let left_out = &self.left_out;
+        let waiting: Vec<MessageRef> =
+            self.queue.iter().copied().filter(|m| !left_out.contains(m)).collect();
         for batch in waiting.chunks(OFFLINE_BATCH) {
             self.push(now, Delivery::Offline(batch.into()), out);
         }

@@ -358,6 +358,7 @@ impl World {
             Some(Arrived::Offline(messages)) => messages.into_vec(),
             Some(Arrived::OfflineEnd(announced)) => {
                 let stored = link.stored;
+                self.net.drained(account, ConnKey { process: p, request: connection });
                 let connection = RequestId(connection);
                 self.tell(p, account, GatewayEvent::Drained { connection, announced, stored });
                 return self.pump_link(p, account, connection.0);
