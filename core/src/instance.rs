@@ -119,12 +119,14 @@ struct Account {
     unsaved: Gaps,
 }
 
-/// A look at the lock and then at the sessions: one at a time, so that no answer about sessions is
-/// older than the answer about the lock.
+/// A look at the lock and then at the sessions: one at a time, and made use of as a whole, so that
+/// what is known about sessions is never older than what is known about the lock.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Look {
     under_way: bool,
     again: bool,
+    /// The lock and the compat lock
+    locks: (StoreTime, Vec<Option<Arc<Document>>>),
     sessions: Vec<(StoreTime, Vec<Arc<Document>>)>,
 }
 
@@ -797,10 +799,7 @@ impl Instance {
             self.looked();
             return;
         };
-        let mut docs = docs.into_iter();
-        self.lock.see(docs.next().flatten().as_deref());
-        self.lock.see_compat(docs.next().flatten().as_deref());
-        self.lock.read_time = read_time;
+        self.look.locks = (read_time, docs);
         // Afterwards, so that an owner that is not among them is certainly dead or missing.
         self.look.sessions.clear();
         self.host.query_in(Lane::Lease, Route::PollSessions, Roster::query(None));
@@ -822,6 +821,11 @@ impl Instance {
             return;
         }
         self.living.clear();
+        let (read_time, locks) = std::mem::take(&mut self.look.locks);
+        let mut locks = locks.into_iter();
+        self.lock.see(locks.next().flatten().as_deref());
+        self.lock.see_compat(locks.next().flatten().as_deref());
+        self.lock.read_time = read_time;
         let pages = std::mem::take(&mut self.look.sessions);
         self.looked();
         let marks = self.roster.learn(&self.host, &pages);

@@ -415,7 +415,7 @@ impl Tenure {
         if sync.is_none() && self.record.is_paired() {
             // Linked by somebody who leaves no record: since when it was away nobody knows.
             let longest = OFFLINE_QUEUE - Duration::from_secs(3_600);
-            self.sync.disconnected = Some(host.store_now() - longest);
+            self.sync.note_disconnect(host.store_now() - longest, self.record.last_message);
             self.ledger.set_sync(self.sync.disconnect_fields());
         }
         if self.sync.remember(std::mem::take(&mut self.unsaved)) {
@@ -459,7 +459,7 @@ impl Tenure {
         let from = last_beat.or(self.sync.connected_since).unwrap_or(now);
         // It died before its own drain was complete: what that showed is not known.
         self.sync.suspect |= self.sync.disconnected.is_some();
-        self.sync.disconnected = Some(self.sync.disconnected.map_or(from, |at| at.min(from)));
+        self.sync.note_disconnect(from, self.record.last_message);
         self.sync.connected = None;
         self.ledger.set_sync(self.sync.disconnect_fields());
         self.ledger.set_sync([(account::CONNECTED_BOOT, Value::Null.into())]);
@@ -563,13 +563,18 @@ impl Tenure {
         let now = host.store_now();
         let complete = stored >= announced || host.bug(Bug::DrainTrusted);
         if !complete || self.sync.suspect || now.since(since) > OFFLINE_QUEUE {
+            // WhatsApp's clock may be another than the store's.
             let from = since.as_secs().saturating_sub(CLOCK_SLACK);
-            self.sync.add_gap(from, now.as_secs().saturating_add(CLOCK_SLACK));
+            let from = self.sync.last_before.map_or(from, |last| from.min(last));
+            let to = now.as_secs().saturating_add(CLOCK_SLACK);
+            let newest = self.realtime.newest_second.min(to.saturating_add(BELIEVABLE));
+            self.sync.add_gap(from, to.max(newest));
             self.clean.clear();
             self.ledger.set_sync(self.sync.gap_fields());
             host.event(Event::Hole { account: self.id.clone(), change: HoleChange::Suspected });
         }
         self.sync.disconnected = None;
+        self.sync.last_before = None;
         self.sync.suspect = false;
         self.ledger.set_sync(self.sync.disconnect_fields());
         self.ledger.push(Purpose::Patch);
@@ -592,7 +597,8 @@ impl Tenure {
             host.timers.clear(&self.timer(AccountTimer::ConnectRun));
         }
         if was_open && self.sync.disconnected.is_none() {
-            self.sync.disconnected = Some(host.store_now());
+            let newest = Some(self.realtime.newest_second).filter(|second| *second > 0);
+            self.sync.note_disconnect(host.store_now(), newest.or(self.record.last_message));
         }
         self.sync.suspect |= was_open && reason == CloseReason::Replaced;
         self.sync.connected = None;
@@ -900,6 +906,8 @@ impl Covered {
 
 /// The server keeps messages for a device that is away for this long.
 const OFFLINE_QUEUE: Duration = Duration::from_secs(14 * 24 * 3_600);
+/// A message is not believed to be from further ahead than this, in seconds.
+const BELIEVABLE: i64 = 24 * 3_600;
 /// How far WhatsApp's clock and the store's may be apart, in seconds.
 const CLOCK_SLACK: i64 = 120;
 /// A commit holds at most this many coverage documents.

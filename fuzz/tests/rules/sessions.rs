@@ -1,7 +1,7 @@
 //! What an instance makes of the sessions of others.
 
 use backfill_core::doc::{DocPath, Value};
-use backfill_core::io::{Lane, Mode, PassiveReason, StoreCall, StoreRequest};
+use backfill_core::io::{Answer, Hint, Input, Lane, Mode, PassiveReason, StoreCall, StoreRequest};
 
 use super::rig::Rig;
 
@@ -65,14 +65,40 @@ fn a_look_at_the_sessions_is_never_older_than_the_look_at_the_lock() {
     let found = rig.store.query(rig.time(), query).unwrap();
     put_session(&mut rig, "zzz", true);
     rig.write(&path("coordination/lock"), &[("owner", "zzz".into()), ("epoch", Value::Int(7))]);
-    rig.give(0, backfill_core::io::Input::Hint(backfill_core::io::Hint::Lock));
+    rig.give(0, Input::Hint(Hint::Lock));
     rig.pass(100);
-    let answer = backfill_core::io::Answer::Found { read_time: found.read_time, docs: found.docs };
-    rig.give(0, backfill_core::io::Input::Answer(old.id, answer));
+    let answer = Answer::Found { read_time: found.read_time, docs: found.docs };
+    rig.give(0, Input::Answer(old.id, answer));
     rig.nodes[0].holds = |_| false;
     rig.pass(60_000);
     assert_eq!(rig.nodes[0].instance.mode(), Mode::Passive(PassiveReason::HeldByOther));
     assert_eq!(rig.doc(&path("coordination/lock")).unwrap().str("owner"), Some("zzz"));
+}
+
+#[test]
+fn a_dead_mark_leads_to_nothing_while_only_the_lock_has_been_looked_at() {
+    let mut rig = Rig::exclusive();
+    put_session(&mut rig, "old", true);
+    rig.write(&path("coordination/lock"), &[("owner", "old".into()), ("epoch", Value::Int(7))]);
+    // It is never renewed, and is about to be marked.
+    rig.nodes[0].holds = |request| {
+        matches!(&request.call, StoreCall::Commit(writes)
+            if writes.iter().any(|w| w.path.as_str() == "instances/old"))
+    };
+    rig.until(200_000, |rig| !rig.nodes[0].held.is_empty());
+    let mark = rig.nodes[0].held.remove(0);
+    // Meanwhile somebody else has taken the lock, and only that is known yet.
+    put_session(&mut rig, "zzz", true);
+    rig.write(&path("coordination/lock"), &[("owner", "zzz".into()), ("epoch", Value::Int(8))]);
+    rig.nodes[0].holds = |request| matches!(&request.call, StoreCall::Query(q) if q.collection.as_str() == "instances");
+    rig.give(0, Input::Hint(Hint::Lock));
+    rig.pass(100);
+    assert!(!rig.nodes[0].held.is_empty());
+    rig.nodes[0].holds = |_| false;
+    rig.release(0, &mark);
+    assert_eq!(rig.doc(&path("coordination/lock")).unwrap().str("owner"), Some("zzz"));
+    rig.pass(60_000);
+    assert_eq!(rig.nodes[0].instance.mode(), Mode::Passive(PassiveReason::HeldByOther));
 }
 
 #[test]
