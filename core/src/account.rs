@@ -21,6 +21,8 @@ pub(crate) struct Record {
     pub(crate) last_auto_at: Option<StoreTime>,
     pub(crate) last_auto_success_at: Option<StoreTime>,
     pub(crate) last_auto_attempt_at: Option<StoreTime>,
+    /// The newest message that arrived by itself, by WhatsApp's clock, in seconds
+    pub(crate) last_message: Option<i64>,
     /// The status says that a run is under way
     pub(crate) running: bool,
     auto_lease: MirrorLease,
@@ -51,6 +53,7 @@ impl Record {
             last_auto_at: doc.time(LAST_AUTO_BACKFILL_AT.as_str()),
             last_auto_success_at: doc.time(LAST_AUTO_BACKFILL_SUCCESS_AT.as_str()),
             last_auto_attempt_at: doc.time(LAST_AUTO_BACKFILL_ATTEMPT_AT.as_str()),
+            last_message: doc.time(LAST_REALTIME_MESSAGE_AT.as_str()).map(StoreTime::as_secs),
             running: within("running").and_then(Value::as_bool) == Some(true),
             auto_lease: lease(&AUTO_LEASE),
             recent_lease: lease(&RECENT_LEASE),
@@ -97,6 +100,9 @@ pub(crate) struct SyncState {
     pub(crate) connected_since: Option<StoreTime>,
     /// Since when messages may have been missed; closed by a complete drain
     pub(crate) disconnected: Option<StoreTime>,
+    /// The newest message before that, by WhatsApp's clock, which may be another than the store's,
+    /// in seconds
+    pub(crate) last_before: Option<i64>,
     /// No drain can close it
     pub(crate) suspect: bool,
     pub(crate) gaps: Vec<Gap>,
@@ -140,6 +146,7 @@ impl SyncState {
             connected: doc.str(CONNECTED_BOOT.as_str()).map(Into::into),
             connected_since: doc.time(CONNECTED_SINCE.as_str()),
             disconnected: doc.time(DISCONNECTED_SINCE.as_str()),
+            last_before: doc.int(DISCONNECTED_AFTER.as_str()),
             suspect: doc.bool(DISCONNECT_SUSPECT.as_str()).unwrap_or(false),
             gaps,
             thread_gaps,
@@ -185,6 +192,30 @@ impl SyncState {
         gaps
     }
 
+    /// All gaps, as far as another owner has to know them.
+    pub(crate) fn gaps(&self) -> Gaps {
+        let range = |gap: &Gap| (gap.from, gap.to);
+        let threads = self.thread_gaps.iter().map(|(thread, gap)| (thread.clone(), range(gap)));
+        Gaps { all: self.gaps.iter().map(range).collect(), threads: threads.collect() }
+    }
+
+    /// Adds what of these gaps it does not have yet. Whether that was anything.
+    pub(crate) fn remember(&mut self, gaps: Gaps) -> bool {
+        let before = self.gap_seq;
+        for (from, to) in gaps.all {
+            if !self.gaps.iter().any(|gap| gap.from <= from && to <= gap.to) {
+                self.add_gap(from, to);
+            }
+        }
+        for (thread, (from, to)) in gaps.threads {
+            let known = self.thread_gaps.get(&thread);
+            if !known.is_some_and(|gap| gap.from <= from && to <= gap.to) {
+                self.add_thread_gap(thread, from, to);
+            }
+        }
+        self.gap_seq > before
+    }
+
     fn number_gap(&mut self, from: i64, to: i64) -> Gap {
         self.gap_seq = self.gap_seq.saturating_add(1);
         Gap { seq: self.gap_seq, from, to: to.max(from) }
@@ -220,11 +251,44 @@ impl SyncState {
         ]
     }
 
+    /// Messages may have been missed since then. What was so before, stays so.
+    pub(crate) fn note_disconnect(&mut self, since: StoreTime, last_before: Option<i64>) {
+        if self.disconnected.is_none() {
+            self.last_before = last_before;
+        }
+        self.disconnected = Some(self.disconnected.map_or(since, |at| at.min(since)));
+    }
+
     pub(crate) fn disconnect_fields(&self) -> Vec<(FieldPath, FieldOp)> {
         vec![
+            (DISCONNECTED_AFTER, self.last_before.map_or(Value::Null, Value::Int).into()),
             (DISCONNECTED_SINCE, Value::from(self.disconnected).into()),
             (DISCONNECT_SUSPECT, Value::from(self.suspect).into()),
         ]
+    }
+}
+
+/// Times, in seconds, in which messages may be missing: first and last.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Gaps {
+    /// In every thread
+    all: Vec<(i64, i64)>,
+    /// In single threads
+    threads: BTreeMap<ThreadId, (i64, i64)>,
+}
+
+impl Gaps {
+    /// Adds a message that is missing in a thread.
+    pub(crate) fn add(&mut self, thread: ThreadId, second: i64) {
+        if self.threads.len() >= MAX_THREAD_GAPS && !self.threads.contains_key(&thread) {
+            match self.all.last_mut() {
+                Some((from, to)) => (*from, *to) = (second.min(*from), second.max(*to)),
+                None => self.all.push((second, second)),
+            }
+            return;
+        }
+        let (from, to) = self.threads.entry(thread).or_insert((second, second));
+        (*from, *to) = (second.min(*from), second.max(*to));
     }
 }
 
@@ -259,9 +323,10 @@ pub(crate) const ASKED_THREAD: FieldPath = FieldPath::new("askedThread");
 pub(crate) const ASKED_TRY: FieldPath = FieldPath::new("askedTry");
 pub(crate) const CONNECTED_BOOT: FieldPath = FieldPath::new("connectedBoot");
 pub(crate) const CONNECTED_SINCE: FieldPath = FieldPath::new("connectedSince");
+const DISCONNECTED_AFTER: FieldPath = FieldPath::new("disconnectedAfter");
 const DISCONNECTED_SINCE: FieldPath = FieldPath::new("disconnectedSince");
 const DISCONNECT_SUSPECT: FieldPath = FieldPath::new("disconnectSuspect");
-const GAPS: FieldPath = FieldPath::new("gaps");
+pub(crate) const GAPS: FieldPath = FieldPath::new("gaps");
 const GAP_SEQ: FieldPath = FieldPath::new("gapSeq");
 pub(crate) const LAST_AUTO_BACKFILL_AT: FieldPath = FieldPath::new("lastAutoBackfillAt");
 pub(crate) const LAST_AUTO_BACKFILL_ATTEMPT_AT: FieldPath =
@@ -355,6 +420,50 @@ mod tests {
         assert_eq!(sync.gaps.len(), MAX_GAPS);
         assert_eq!(sync.gaps[0].from, 1_000 - 24);
         assert_eq!(sync.latest_gap(), 40);
+    }
+
+    #[test]
+    fn what_an_earlier_tenure_noticed_is_added_once() {
+        let thread = |n: i64| ThreadId::parse(format!("t{n}")).unwrap();
+        let mut unsaved = Gaps::default();
+        unsaved.add(thread(1), 10);
+        unsaved.add(thread(1), 8);
+        unsaved.add(thread(2), 5);
+        let mut sync = SyncState::default();
+        sync.add_thread_gap(thread(2), 4, 6);
+        assert!(sync.remember(unsaved.clone()));
+        assert_eq!(sync.gap_seq, 2);
+        assert_eq!((sync.thread_gaps[&thread(1)].from, sync.thread_gaps[&thread(1)].to), (8, 10));
+        assert!(!sync.remember(unsaved));
+        assert!(!sync.remember(sync.gaps()));
+        for n in 0..100 {
+            unsaved_grows_no_further(&mut sync, n);
+        }
+    }
+
+    fn unsaved_grows_no_further(sync: &mut SyncState, n: i64) {
+        let mut unsaved = Gaps::default();
+        for i in 0..100 {
+            unsaved.add(ThreadId::parse(format!("u{i}")).unwrap(), n * 100 + i);
+        }
+        assert!(unsaved.threads.len() <= MAX_THREAD_GAPS && unsaved.all.len() <= MAX_GAPS);
+        sync.remember(unsaved);
+        assert!(sync.thread_gaps.len() <= MAX_THREAD_GAPS && sync.gaps.len() <= MAX_GAPS);
+    }
+
+    #[test]
+    fn the_first_disconnect_counts_until_a_drain_closes_it() {
+        let mut sync = SyncState::default();
+        sync.note_disconnect(at(100), Some(90));
+        sync.note_disconnect(at(200), Some(190));
+        sync.note_disconnect(at(50), None);
+        assert_eq!((sync.disconnected, sync.last_before), (Some(at(50)), Some(90)));
+        let mut read = doc([]);
+        read.fields.extend(sync.disconnect_fields().into_iter().map(|(name, op)| match op {
+            FieldOp::Set(value) => (SmolStr::from(name.as_str()), value),
+            other => unreachable!("{other:?}"),
+        }));
+        assert_eq!(SyncState::parse(Some(&read)), sync);
     }
 
     #[test]

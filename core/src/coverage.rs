@@ -507,8 +507,8 @@ impl Coverage {
         self.applied_gap
     }
 
-    /// The fields of `accounts/{id}/coverage/{threadId}`. `open` says whether any hole is worth
-    /// asking the phone.
+    /// The fields of `accounts/{id}/coverage/{threadId}`. `open` says whether a later owner has to
+    /// look at the thread: a hole is worth asking the phone, or the tail waits for a message.
     pub fn to_fields(&self, beat: u64) -> Vec<(FieldPath, FieldOp)> {
         let (bottom, suspected_after) = match self.bottom {
             Bottom::Reached => ("reached", None),
@@ -520,12 +520,13 @@ impl Coverage {
             Tail::Waiting(past) => Some(past),
         };
         let stretches = self.stretches.iter().map(stretch_value).collect();
+        let open = !self.is_live() || self.holes().iter().any(Hole::is_fillable);
         vec![
             (FieldPath::new("appliedGap"), self.applied_gap.into()),
             (FieldPath::new("beat"), beat.into()),
             (FieldPath::new("bottom"), bottom.into()),
             (FieldPath::new("live"), self.is_live().into()),
-            (FieldPath::new("open"), self.holes().iter().any(Hole::is_fillable).into()),
+            (FieldPath::new("open"), open.into()),
             (FieldPath::new("stretches"), FieldOp::Set(Value::Array(stretches))),
             (FieldPath::new("suspectedAfter"), suspected_after.into()),
             (FieldPath::new("waitingPast"), waiting_past.into()),

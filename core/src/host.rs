@@ -33,8 +33,8 @@ pub(crate) struct Host {
     pub(crate) waiting: VecDeque<(RunKind, AccountId)>,
     /// When the next connection may be opened
     pub(crate) next_connect: Mono,
-    /// Connections of accounts that are not held any more, until they are closed
-    pub(crate) closing: BTreeMap<AccountId, RequestId>,
+    /// Connections that were told to close, until they are closed, and how often they were told
+    closing: BTreeMap<(AccountId, RequestId), u32>,
     pub(crate) out: VecDeque<Output>,
     requests: BTreeMap<RequestId, Route>,
     expiries: BTreeMap<Patience, VecDeque<(Mono, RequestId)>>,
@@ -50,6 +50,8 @@ pub(crate) enum Route {
     Account(AccountId, AccountRoute),
     /// Sessions that have been dead for long
     Garbage,
+    /// What these accounts name
+    GarbageNames(usize),
     /// Nobody waits for it
     Nobody,
     OutboxPoll,
@@ -80,6 +82,8 @@ pub(crate) enum AccountRoute {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Timer {
     Account(AccountId, AccountTimer),
+    /// A connection that was told to close has not closed
+    Close(AccountId, RequestId),
     /// The session is to be created once more
     Create,
     /// The session's belief ends
@@ -104,6 +108,8 @@ pub(crate) enum AccountTimer {
     ConnectRun,
     LedgerRetry,
     Load,
+    /// The open holes are to be looked up
+    LoadOpen,
     /// The phone may be asked, or has not answered
     Phone,
     /// A run has something to do: renew its lease, retry, end
@@ -120,10 +126,12 @@ impl Timer {
             Self::Account(_, AccountTimer::ConnectRun) => "run after connect",
             Self::Account(_, AccountTimer::LedgerRetry) => "account write retry",
             Self::Account(_, AccountTimer::Load) => "account load",
+            Self::Account(_, AccountTimer::LoadOpen) => "open holes",
             Self::Account(_, AccountTimer::Phone) => "phone",
             Self::Account(_, AccountTimer::Run(_)) => "run",
             Self::Account(_, AccountTimer::Spool) => "spool retry",
             Self::Account(_, AccountTimer::Stamp) => "stamp",
+            Self::Close(..) => "close again",
             Self::Create => "session creation",
             Self::Deadline => "session deadline",
             Self::OutboxPoll => "outbox poll",
@@ -214,7 +222,11 @@ impl Host {
     }
 
     pub(crate) fn query(&mut self, route: Route, query: Query) -> RequestId {
-        self.store(route, Lane::Work, StoreCall::Query(query), Mono::NEVER)
+        self.query_in(Lane::Work, route, query)
+    }
+
+    pub(crate) fn query_in(&mut self, lane: Lane, route: Route, query: Query) -> RequestId {
+        self.store(route, lane, StoreCall::Query(query), Mono::NEVER)
     }
 
     /// Sends a commit that may start until `not_after`.
@@ -253,8 +265,18 @@ impl Host {
         id
     }
 
-    /// Closes a connection; allowed at any time and awaited by nobody.
+    /// Closes a connection; allowed at any time. Until it is reported closed it is told again, at
+    /// growing intervals: no other one of the account may open before.
     pub(crate) fn close(&mut self, account: &AccountId, connection: RequestId) {
+        let key = (account.clone(), connection);
+        let told = self.closing.get(&key).copied().unwrap_or(0);
+        if told == CLOSES_BEFORE_INCIDENT {
+            self.incident(Some(account), "connection_does_not_close");
+        }
+        self.closing.insert(key, told.saturating_add(1));
+        let wait = self.policy.close_timeout * 2 * (1 << told.min(5));
+        let timer = Timer::Close(account.clone(), connection);
+        self.in_ms(timer, wait.min(LONGEST_CLOSE_WAIT));
         let id = self.request(Route::Nobody, Some(Patience::Gateway));
         self.out.push_back(Output::Gateway(GatewayRequest {
             id,
@@ -262,6 +284,18 @@ impl Host {
             not_after: Mono::NEVER,
             call: GatewayCall::Close { connection },
         }));
+    }
+
+    /// A connection is closed. Whether it had been told to.
+    pub(crate) fn closed(&mut self, account: &AccountId, connection: RequestId) -> bool {
+        self.timers.clear(&Timer::Close(account.clone(), connection));
+        self.closing.remove(&(account.clone(), connection)).is_some()
+    }
+
+    /// Whether a connection of the account has not closed yet.
+    pub(crate) fn is_closing(&self, account: &AccountId) -> bool {
+        let first = (account.clone(), RequestId(0));
+        self.closing.range(first..).next().is_some_and(|((id, _), _)| id == account)
     }
 
     /// Leaves a note for operators in `incidents`.
@@ -419,4 +453,6 @@ impl StoreClock {
     }
 }
 
+const CLOSES_BEFORE_INCIDENT: u32 = 5;
 const GATEWAY_TIMEOUT: Duration = Duration::from_secs(30);
+const LONGEST_CLOSE_WAIT: Duration = Duration::from_secs(60);

@@ -10,13 +10,14 @@ use smol_str::SmolStr;
 
 pub use insight::{AccountInsight, LockInsight};
 
-use crate::account::Record;
+use crate::account::{Gaps, Record};
 use crate::bug::Bug;
 use crate::doc::{
     CollectionPath, Cursor, Document, FieldPath, Precondition, Query, Value, Version, Write,
 };
 use crate::eligibility;
-use crate::host::{AccountRoute, Host, Route, Timer};
+use crate::garbage::Garbage;
+use crate::host::{AccountRoute, AccountTimer, Host, Route, Timer};
 use crate::id::{AccountId, BootId, Epoch, RequestId};
 use crate::io::{
     Answer, Command, CommandId, Event, GatewayCall, GatewayEvent, Hint, Input, Key, Lane, Mode,
@@ -73,11 +74,15 @@ pub struct Instance {
     dead: BTreeMap<SmolStr, bool>,
     /// Boots that were looked up and found alive; the roster will show them
     living: BTreeSet<SmolStr>,
+    look: Look,
     scan: Scan,
+    garbage: Garbage,
     outbox: OutboxPoll,
     /// Runs that the last tick started and that have not come to rest
     ticked: BTreeMap<RunKind, BTreeSet<AccountId>>,
     last_move: Option<Mono>,
+    /// How many accounts in a row came back, because nobody took them
+    vain_moves: u32,
     /// No account is taken before this
     abstain_until: Mono,
     abstain_for: Duration,
@@ -114,6 +119,19 @@ struct Account {
     unowned_since: Option<Mono>,
     released_at: Option<Mono>,
     reported_elsewhere: bool,
+    /// What an earlier tenure noticed and could not make durable
+    unsaved: Gaps,
+}
+
+/// A look at the lock and then at the sessions: one at a time, and made use of as a whole, so that
+/// what is known about sessions is never older than what is known about the lock.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+struct Look {
+    under_way: bool,
+    again: bool,
+    /// The lock and the compat lock
+    locks: (StoreTime, Vec<Option<Arc<Document>>>),
+    sessions: Vec<(StoreTime, Vec<Arc<Document>>)>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -152,10 +170,13 @@ impl Instance {
             connected: BTreeSet::new(),
             dead: BTreeMap::new(),
             living: BTreeSet::new(),
+            look: Look::default(),
             scan: Scan::default(),
+            garbage: Garbage::default(),
             outbox: OutboxPoll::default(),
             ticked: BTreeMap::new(),
             last_move: None,
+            vain_moves: 0,
             abstain_until: Mono::ZERO,
             abstain_for: Duration::ZERO,
             stopping: false,
@@ -167,6 +188,10 @@ impl Instance {
     pub fn handle_input(&mut self, now: Mono, input: Input) {
         self.host.now = self.host.now.max(now.min(END_OF_TIME));
         if self.stopped {
+            if let Input::Command(id, command) = input {
+                let reply = if command == Command::Stop { Reply::Accepted } else { Reply::Passive };
+                self.host.out.push_back(Output::Reply(id, reply));
+            }
             return;
         }
         if !self.begun {
@@ -175,11 +200,17 @@ impl Instance {
             self.host.event(Event::SessionStarted { boot });
         }
         self.check_deadline();
+        if self.host.timers.is_due(&Timer::StopTimeout, self.host.now) {
+            // What is answered only now would lead to something new.
+            self.host.timers.clear(&Timer::StopTimeout);
+            self.on_timer(Timer::StopTimeout);
+        }
         match input {
             Input::Answer(request, answer) => self.on_answer(request, answer),
             Input::Command(id, command) => self.on_command(id, command),
             Input::Credentials(account, true) => {
                 self.credentials.insert(account);
+                self.on_hint(Hint::Accounts);
             }
             Input::Credentials(account, false) => {
                 self.credentials.remove(&account);
@@ -297,7 +328,10 @@ impl Instance {
                     tenure.on_answer(host, route, request, answer)
                 });
             }
-            Route::Garbage => self.on_garbage(answer),
+            Route::Garbage => {
+                self.garbage.on_found(&mut self.host, answer, self.accounts.keys());
+            }
+            Route::GarbageNames(count) => self.garbage.on_read(&mut self.host, count, answer),
             Route::Nobody => {}
             Route::OutboxPoll => self.on_outbox(answer),
             Route::PollLock => self.on_lock(answer),
@@ -322,6 +356,7 @@ impl Instance {
             Timer::Account(id, timer) => {
                 self.with_tenure(&id, |tenure, host| tenure.on_timer(host, timer));
             }
+            Timer::Close(id, connection) => self.host.close(&id, connection),
             Timer::Create => self.session = Session::begin(&mut self.host),
             Timer::Deadline => self.check_deadline(),
             Timer::OutboxPoll => self.poll_outbox(),
@@ -357,10 +392,15 @@ impl Instance {
     }
 
     fn on_gateway(&mut self, account: AccountId, event: GatewayEvent) {
-        if let GatewayEvent::Closed { connection, .. } = event
-            && self.host.closing.get(&account) == Some(&connection)
+        if let GatewayEvent::Closed { connection, .. } = event {
+            self.host.closed(&account, connection);
+        }
+        if let GatewayEvent::Undecryptable { thread, second } = &event
+            && let Some(account) = self.accounts.get_mut(&account)
+            && account.tenure.is_none()
         {
-            self.host.closing.remove(&account);
+            // It came over a connection that is being closed.
+            account.unsaved.add(thread.clone(), *second);
         }
         self.with_tenure(&account, |tenure, host| tenure.on_gateway(host, event));
     }
@@ -397,7 +437,8 @@ impl Instance {
                 }
                 tenure.set_status("connecting");
                 tenure.want_connection(host);
-                tenure.pump(host);
+                // Somebody waits for a code.
+                tenure.on_timer(host, AccountTimer::Connect);
                 Reply::Accepted
             }),
         };
@@ -462,6 +503,7 @@ impl Instance {
         account.seen = None;
         if let Some(tenure) = account.tenure.take() {
             account.record = tenure.record.clone();
+            account.unsaved = tenure.unsaved_gaps();
             tenure.abandon(&mut self.host);
         }
     }
@@ -475,6 +517,7 @@ impl Instance {
         let Some(tenure) = &mut account.tenure else { return };
         let key = Key::Account(id.clone());
         let (version, epoch) = (tenure.fence(), tenure.epoch);
+        let exists = tenure.exists();
         if self.host.bug(Bug::ReleaseWithdrawn) {
             tenure.stage = Stage::Ready;
             tenure.want_connection(&mut self.host);
@@ -485,7 +528,12 @@ impl Instance {
             self.host.event(Event::LeaseReleased { key: key.clone() });
             self.drop_tenure(id);
         }
-        let op = Op::Release { key, path: id.connection_path(), version, epoch };
+        if !exists {
+            // Somebody deleted the document: until it is found again there is no such account.
+            self.accounts.remove(id);
+        }
+        let announce = exists.then(|| id.path());
+        let op = Op::Release { key, path: id.connection_path(), version, epoch, announce };
         self.session.push(&mut self.host, op);
     }
 
@@ -642,6 +690,7 @@ impl Instance {
         self.host.waiting.clear();
         self.host.working.clear();
         self.ticked.clear();
+        self.look = Look::default();
         self.scan = Scan::default();
         self.outbox = OutboxPoll::default();
         if self.stopping {
@@ -727,6 +776,8 @@ impl Instance {
         }
         let timeout = self.host.policy.stop_timeout;
         self.host.in_ms(Timer::StopTimeout, timeout);
+        // Another try to create it would begin anew what is being ended.
+        self.host.timers.clear(&Timer::Create);
         self.session.push(&mut self.host, Op::End);
     }
 
@@ -741,33 +792,62 @@ impl Instance {
         };
         let wait = self.host.about(every);
         self.host.in_ms(Timer::Poll, wait);
+        if std::mem::replace(&mut self.look.under_way, true) {
+            self.look.again = true;
+            return;
+        }
         let paths = vec![lock_path(), compat_path()];
         self.host.get(Route::PollLock, Lane::Lease, paths);
     }
 
     fn on_lock(&mut self, answer: Answer) {
-        let Answer::Read { read_time, docs } = answer else { return };
-        let mut docs = docs.into_iter();
-        self.lock.see(docs.next().flatten().as_deref());
-        self.lock.see_compat(docs.next().flatten().as_deref());
-        self.lock.read_time = read_time;
+        let Answer::Read { read_time, docs } = answer else {
+            self.looked();
+            return;
+        };
+        self.look.locks = (read_time, docs);
         // Afterwards, so that an owner that is not among them is certainly dead or missing.
-        self.host.query(Route::PollSessions, Roster::query());
+        self.look.sessions.clear();
+        self.host.query_in(Lane::Lease, Route::PollSessions, Roster::query(None));
     }
 
     fn on_sessions(&mut self, answer: Answer) {
-        let Answer::Found { read_time, docs } = answer else { return };
+        let Answer::Found { read_time, docs } = answer else {
+            self.looked();
+            return;
+        };
         let own = docs.iter().find(|doc| doc.path.id() == self.host.boot.as_str());
         if let Some(doc) = own {
             self.since = doc.time("since");
         }
+        let next = Roster::next_page(&docs);
+        self.look.sessions.push((read_time, docs));
+        if next.is_some() {
+            self.host.query_in(Lane::Lease, Route::PollSessions, Roster::query(next));
+            return;
+        }
         self.living.clear();
-        let marks = self.roster.learn(&self.host, read_time, &docs);
+        let (read_time, locks) = std::mem::take(&mut self.look.locks);
+        let mut locks = locks.into_iter();
+        self.lock.see(locks.next().flatten().as_deref());
+        self.lock.see_compat(locks.next().flatten().as_deref());
+        self.lock.read_time = read_time;
+        let pages = std::mem::take(&mut self.look.sessions);
+        self.looked();
+        let marks = self.roster.learn(&self.host, &pages);
         for (boot, version, last_beat) in marks.into_iter().take(MARKS_PER_POLL) {
             self.session.push(&mut self.host, Op::MarkDead { boot, version, last_beat });
         }
         self.decide();
         self.reconsider();
+    }
+
+    /// A look at lock and sessions is done, or has failed.
+    fn looked(&mut self) {
+        self.look.under_way = false;
+        if std::mem::take(&mut self.look.again) {
+            self.soon(Timer::Poll);
+        }
     }
 
     /// Whether to become active, stay passive or step down.
@@ -854,6 +934,7 @@ impl Instance {
         self.host.event(Event::LeaseTaken { key: Key::Lock, epoch: claim.epoch });
         // Looks that began before it was taken show it as it was.
         self.host.forget(|route| matches!(route, Route::PollLock | Route::PollSessions));
+        self.look = Look::default();
         self.lock.owner = Some(claim.owner.clone());
         self.lock.epoch = claim.epoch;
         if !self.is_shared() {
@@ -915,12 +996,6 @@ impl Instance {
         self.scan.under_way = true;
         self.scan.found.clear();
         self.scan_page(None);
-        let garbage = Query::all(CollectionPath::root("instances"), GARBAGE_PER_SCAN).filter(
-            crate::session::LIVE,
-            crate::doc::Comparison::Equal,
-            false,
-        );
-        self.host.query(Route::Garbage, garbage);
     }
 
     fn scan_page(&mut self, after: Option<Cursor>) {
@@ -962,6 +1037,7 @@ impl Instance {
             .map(|(id, _)| id.clone())
             .collect();
         self.read_owners(unheld);
+        self.garbage.begin(&mut self.host);
         if std::mem::take(&mut self.scan.again) {
             self.soon(Timer::Scan);
         }
@@ -1040,12 +1116,16 @@ impl Instance {
                 Some(owner) if owner == self.host.boot.as_str() => {
                     if let Some(version) = seen.version {
                         let path = id.connection_path();
-                        ops.push(Op::Release { key, path, version, epoch: seen.epoch });
+                        let epoch = seen.epoch;
+                        ops.push(Op::Release { key, path, version, epoch, announce: None });
                     }
                     continue;
                 }
                 Some(owner) if self.roster.peer(owner).is_some() => {
                     account.unowned_since = None;
+                    if account.released_at.take().is_some() {
+                        self.vain_moves = 0;
+                    }
                     continue;
                 }
                 Some(owner) => match self.dead.get(owner) {
@@ -1113,8 +1193,13 @@ impl Instance {
             return;
         };
         self.host.event(Event::LeaseTaken { key: claim.key.clone(), epoch: claim.epoch });
+        if account.released_at.take().is_some() {
+            self.vain_moves = self.vain_moves.saturating_add(1);
+        }
+        let unsaved = std::mem::take(&mut account.unsaved);
         let tenure =
-            Tenure::begin(&mut self.host, id.clone(), claim.epoch, version, claim.abnormal);
+            Tenure::begin(&mut self.host, id.clone(), claim.epoch, version, claim.abnormal)
+                .remembering(unsaved);
         account.tenure = Some(Box::new(tenure));
     }
 
@@ -1158,9 +1243,12 @@ impl Instance {
         if !self.is_shared() || self.held() <= self.share() {
             return;
         }
-        let settled = self
-            .last_move
-            .is_none_or(|at| self.host.now.since(at) >= self.host.policy.rebalance_interval);
+        let pause = match self.vain_moves {
+            0 => self.host.policy.rebalance_interval,
+            // Others are able by the look of it, and take nothing.
+            vain => self.host.policy.residency * (1 << vain.min(8)),
+        };
+        let settled = self.last_move.is_none_or(|at| self.host.now.since(at) >= pause);
         let resident = |tenure: &Tenure| {
             tenure.is_ready() && self.host.now.since(tenure.since) >= self.host.policy.residency
         };
@@ -1208,25 +1296,6 @@ impl Instance {
                 tenure.leave(host);
                 tenure.pump(host);
             });
-        }
-    }
-
-    fn on_garbage(&mut self, answer: Answer) {
-        let Answer::Found { read_time, docs } = answer else { return };
-        let named = |boot: &str| {
-            self.lock.owner.as_deref() == Some(boot)
-                || self.accounts.values().any(|account| {
-                    account.seen.as_ref().is_some_and(|s| s.owner.as_deref() == Some(boot))
-                })
-        };
-        let old: Vec<Write> = docs
-            .iter()
-            .filter(|doc| read_time.since(doc.update_time) > GARBAGE_AGE && !named(doc.path.id()))
-            .map(|doc| Write::delete(doc.path.clone(), Precondition::Version(doc.version)))
-            .collect();
-        if !old.is_empty() {
-            let not_after = self.host.deadline;
-            self.host.commit(Route::Nobody, Lane::Work, old, not_after);
         }
     }
 
@@ -1397,6 +1466,7 @@ impl Account {
             unowned_since: None,
             released_at: None,
             reported_elsewhere: false,
+            unsaved: Gaps::default(),
         }
     }
 
@@ -1407,8 +1477,6 @@ impl Account {
 }
 
 const ACCOUNTS_PER_PAGE: u32 = 300;
-const GARBAGE_AGE: Duration = Duration::from_secs(24 * 3_600);
-const GARBAGE_PER_SCAN: u32 = 20;
 const MARKS_PER_POLL: usize = 5;
 /// Beyond it nothing could be scheduled any more.
 const END_OF_TIME: Mono = Mono::from_millis(u64::MAX / 2);

@@ -132,6 +132,12 @@ impl Ledger {
         !self.account.is_empty() || !self.sync.is_empty()
     }
 
+    /// Whether a change of this field of `sync/state` is not known to be durable.
+    pub(crate) fn carries(&self, field: &FieldPath) -> bool {
+        let flying = self.flying.as_ref().is_some_and(|flying| flying.sync.contains_key(field));
+        flying || self.sync.contains_key(field)
+    }
+
     /// Sends a commit with all fields that wait.
     pub(crate) fn commit(&mut self, host: &mut Host, purpose: Purpose, draft: Draft) {
         let account = std::mem::take(&mut self.account);

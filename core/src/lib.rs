@@ -13,6 +13,7 @@ mod contact;
 pub mod coverage;
 pub mod doc;
 mod eligibility;
+mod garbage;
 mod host;
 pub mod id;
 pub mod incoming;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use smol_str::SmolStr;
 
 use crate::bug::Bug;
-use crate::doc::{CollectionPath, Comparison, Document, Query, Version};
+use crate::doc::{CollectionPath, Comparison, Cursor, Document, Query, Version};
 use crate::host::Host;
 use crate::id::BootId;
 use crate::session::LIVE;
@@ -36,9 +36,17 @@ pub(crate) struct Peer {
 }
 
 impl Roster {
-    /// What to ask the store for.
-    pub(crate) fn query() -> Query {
-        Query::all(CollectionPath::root("instances"), 200).filter(LIVE, Comparison::Equal, true)
+    /// What to ask the store for, from a session on.
+    pub(crate) fn query(after: Option<SmolStr>) -> Query {
+        let after = after.map(|id| Cursor { keys: Vec::new(), id });
+        let all = Query { after, ..Query::all(CollectionPath::root("instances"), PER_PAGE) };
+        all.filter(LIVE, Comparison::Equal, true)
+    }
+
+    /// Where to go on after a page, unless it was the last.
+    pub(crate) fn next_page(page: &[Arc<Document>]) -> Option<SmolStr> {
+        let last = page.last().filter(|_| page.len() >= PER_PAGE as usize)?;
+        Some(last.path.id().into())
     }
 
     /// Notes that a boot of this process is over. What it saw expired, its successor looks at anew.
@@ -52,16 +60,17 @@ impl Roster {
         }
     }
 
-    /// Learns which sessions are live. Returns those that may be marked dead now.
+    /// Learns which sessions are live: every page, each with the time at which it was read, so that
+    /// a session which is in none of them is not live. Returns those that may be marked dead now.
     pub(crate) fn learn(
         &mut self,
         host: &Host,
-        read_time: StoreTime,
-        docs: &[Arc<Document>],
+        pages: &[(StoreTime, Vec<Arc<Document>>)],
     ) -> Vec<(BootId, Version, StoreTime)> {
         let mut peers = BTreeMap::new();
         let mut dead = Vec::new();
-        for doc in docs {
+        let docs = pages.iter().flat_map(|(at, page)| page.iter().map(|doc| (*at, doc)));
+        for (read_time, doc) in docs {
             let Ok(boot) = BootId::parse(doc.path.id()) else { continue };
             if boot == host.boot {
                 continue;
@@ -149,6 +158,8 @@ impl Peer {
     }
 }
 
+const PER_PAGE: u32 = 200;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -179,9 +190,13 @@ mod tests {
         })
     }
 
+    fn page(read_at: i64, doc: Arc<Document>) -> [(StoreTime, Vec<Arc<Document>>); 1] {
+        [(StoreTime::from_secs(read_at), vec![doc])]
+    }
+
     fn look(roster: &mut Roster, host: &mut Host, at_ms: u64, doc: &Arc<Document>) -> usize {
         host.now = Mono::from_millis(at_ms);
-        roster.learn(host, StoreTime::from_secs(191), std::slice::from_ref(doc)).len()
+        roster.learn(host, &page(191, doc.clone())).len()
     }
 
     #[test]
@@ -226,8 +241,7 @@ mod tests {
         let (mut roster, mut host) = (Roster::default(), host());
         for at in [1_000, 100_000] {
             host.now = Mono::from_millis(at);
-            let read_time = StoreTime::from_secs(190);
-            assert_eq!(roster.learn(&host, read_time, &[session("b", 1, 50)]), []);
+            assert_eq!(roster.learn(&host, &page(190, session("b", 1, 50))), []);
         }
         assert!(roster.peer("b").is_some_and(|peer| !peer.expired));
     }
@@ -243,12 +257,12 @@ mod tests {
     fn of_two_with_one_label_the_later_gives_way_to_a_live_one() {
         let (mut roster, host) = (Roster::default(), host());
         let own = StoreTime::from_secs(60);
-        roster.learn(&host, StoreTime::from_secs(110), &[session("b", 1, 50)]);
+        roster.learn(&host, &page(110, session("b", 1, 50)));
         assert!(roster.elder(&host, own).is_some());
         assert!(roster.elder(&host, StoreTime::from_secs(40)).is_none(), "that one is the later");
-        roster.learn(&host, StoreTime::from_secs(300), &[session("b", 1, 50)]);
+        roster.learn(&host, &page(300, session("b", 1, 50)));
         assert!(roster.elder(&host, own).is_none(), "expired");
-        roster.learn(&host, StoreTime::from_secs(110), &[session("b", 1, 50)]);
+        roster.learn(&host, &page(110, session("b", 1, 50)));
         roster.end_own(BootId::parse("b").unwrap());
         assert!(roster.elder(&host, own).is_none(), "an earlier boot of one's own");
     }

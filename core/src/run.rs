@@ -4,6 +4,7 @@
 //! downwards to a depth, the recent sync closes holes. A run holds a lease of its own, and a slot
 //! while it works; waiting until the phone may be asked again takes no slot.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use smol_str::SmolStr;
@@ -88,9 +89,7 @@ enum Step {
 struct Work {
     thread: ThreadId,
     messages: u32,
-    /// That the phone did not answer for it earlier counts no more
-    forgiven: bool,
-    /// Its newest message has been looked up
+    /// It was compared with the gaps
     looked: bool,
 }
 
@@ -104,7 +103,7 @@ pub(crate) struct RunLease {
 
 impl Work {
     fn new(thread: ThreadId) -> Self {
-        Self { thread, messages: 0, forgiven: false, looked: false }
+        Self { thread, messages: 0, looked: false }
     }
 }
 
@@ -134,6 +133,11 @@ impl Run {
             self.works = true;
             *host.working.entry(self.kind).or_insert(0) += 1;
         }
+    }
+
+    /// Whether the newest message of the thread is being looked up.
+    pub(crate) fn looks_at(&self, thread: &ThreadId) -> bool {
+        matches!(&self.step, Step::Looking(looked) if looked == thread)
     }
 
     pub(crate) fn is_queued(&self) -> bool {
@@ -638,12 +642,12 @@ impl Tenure {
 
     fn on_chosen(&mut self, host: &mut Host, kind: RunKind, mut chosen: Vec<ThreadId>) {
         if kind == RunKind::RecentSync {
-            let extra = self.dirty.iter().chain(self.sync.thread_gaps.keys());
-            for thread in extra.take(MAX_EXTRA_THREADS) {
-                if !chosen.contains(thread) {
-                    chosen.push(thread.clone());
-                }
-            }
+            let waits = |thread: &&ThreadId| !self.tails.contains(*thread);
+            let gaps = self.sync.thread_gaps.keys().filter(waits);
+            let extra = self.dirty.iter().chain(gaps);
+            let extra = extra.filter(|thread| !chosen.contains(*thread)).take(MAX_EXTRA_THREADS);
+            let extra: BTreeSet<ThreadId> = extra.cloned().collect();
+            chosen.extend(extra);
         }
         let missing: Vec<ThreadId> =
             chosen.iter().filter(|t| !self.coverage.contains_key(*t)).cloned().collect();
@@ -668,19 +672,23 @@ impl Tenure {
     fn plan(&mut self, host: &mut Host, kind: RunKind) {
         let goal = goal(host, kind);
         let Some(run) = self.runs.get_mut(&kind) else { return };
-        if run.error.is_some() || run.share_is_used(host) {
+        if run.error.is_some() {
             self.end_run(host, kind);
             return;
         }
-        for work in &mut run.threads {
+        // Every thread is compared before the phone is asked about the first: however soon the run
+        // has used its share, what is open is known then.
+        for work in run.threads.iter_mut().filter(|work| !work.looked) {
             let Some(covered) = self.coverage.get_mut(&work.thread) else { continue };
-            if run.trigger == Trigger::Manual && !std::mem::replace(&mut work.forgiven, true) {
+            work.looked = true;
+            // News that come from now on are for the next run.
+            self.dirty.remove(&work.thread);
+            if run.trigger == Trigger::Manual {
                 covered.dirty |= covered.coverage.forgive();
             }
             let behind = covered.coverage.applied_gap() < self.sync.latest_gap()
                 || self.sync.thread_gaps.contains_key(&work.thread);
-            if !work.looked && (behind || !covered.coverage.is_live()) {
-                work.looked = true;
+            if behind || !covered.coverage.is_live() {
                 run.step = Step::Looking(work.thread.clone());
                 // A comparison leaves out the times that the inbox wrote as text, which would come
                 // first; ingest clamps what lies further ahead.
@@ -692,6 +700,13 @@ impl Tenure {
                 run.reading = Some(host.query(run_route(&self.id, kind), query));
                 return;
             }
+        }
+        if run.share_is_used(host) {
+            self.end_run(host, kind);
+            return;
+        }
+        for work in &run.threads {
+            let Some(covered) = self.coverage.get(&work.thread) else { continue };
             if let Some(anchor) = covered.coverage.next_anchor(goal) {
                 let anchor = if host.bug(Bug::AnchorAtOldest) {
                     covered.coverage.stretches().first().map_or(anchor, |s| s.low.clone())
@@ -826,10 +841,23 @@ impl Tenure {
 
     fn on_ended(&mut self, host: &mut Host, kind: RunKind, commit_time: StoreTime) {
         self.bump_lease(kind);
-        if !self.runs.contains_key(&kind) {
-            return;
-        }
+        let Some(run) = self.runs.get(&kind) else { return };
+        let done: Vec<(ThreadId, bool)> =
+            run.threads.iter().map(|work| (work.thread.clone(), work.looked)).collect();
+        let surveyed = run.surveyed;
+        let recent = goal(host, RunKind::RecentSync);
         let result = self.result(host, kind);
+        let mut all_known = result.ok;
+        for (thread, looked) in done {
+            let covered = self.coverage.get(&thread).filter(|covered| looked && !covered.dirty);
+            all_known &= covered.is_some();
+            // What is not known for ever, or not filled yet, is looked at again, be the thread
+            // among the newest then or not.
+            if covered.is_none_or(|covered| covered.coverage.next_anchor(recent).is_some()) {
+                self.clean.remove(&thread);
+                self.dirty.insert(thread);
+            }
+        }
         match kind {
             RunKind::AutoBackfill => {
                 self.record.running = false;
@@ -843,22 +871,10 @@ impl Tenure {
             RunKind::RecentSync => {
                 self.idle_stamped = Some(host.now);
                 self.holes_left = result.remaining > 0 || !result.ok;
-                let written = !self.coverage.values().any(|covered| covered.dirty);
-                if result.ok
-                    && written
-                    && let Some(run) = self.runs.get(&kind)
-                {
-                    let surveyed = run.surveyed;
-                    let done: Vec<ThreadId> =
-                        run.threads.iter().map(|w| w.thread.clone()).collect();
-                    for thread in done {
-                        self.dirty.remove(&thread);
-                    }
-                    if surveyed > self.sync.surveyed {
-                        self.sync.surveyed = surveyed;
-                        self.ledger.set_sync(self.sync.gap_fields());
-                        self.ledger.push(Purpose::Patch);
-                    }
+                if all_known && surveyed > self.sync.surveyed {
+                    self.sync.surveyed = surveyed;
+                    self.ledger.set_sync(self.sync.gap_fields());
+                    self.ledger.push(Purpose::Patch);
                 }
             }
         }
@@ -884,8 +900,10 @@ impl Tenure {
         let remaining = run
             .threads
             .iter()
-            .filter_map(|work| self.coverage.get(&work.thread))
-            .filter(|covered| covered.coverage.next_anchor(goal).is_some())
+            .filter(|work| {
+                let covered = self.coverage.get(&work.thread).filter(|_| work.looked);
+                covered.is_none_or(|covered| covered.coverage.next_anchor(goal).is_some())
+            })
             .count();
         RunResult {
             ok: run.error.is_none(),

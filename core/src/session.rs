@@ -67,6 +67,8 @@ pub(crate) enum Op {
         path: DocPath,
         version: Version,
         epoch: Epoch,
+        /// A document that others watch, so that they look at once; only if it exists
+        announce: Option<DocPath>,
     },
     Renew,
 }
@@ -267,17 +269,22 @@ impl Session {
                     (LAST_BEAT_AT, Value::from(*last_beat).into()),
                 ],
             )],
-            Op::Release { path, version, epoch, .. } => {
+            Op::Release { path, version, epoch, announce, .. } => {
                 let precondition = if host.bug(Bug::UnconditionalRelease) {
                     Precondition::Any
                 } else {
                     Precondition::Version(*version)
                 };
-                vec![Write::merge(
+                let mut writes = vec![Write::merge(
                     path.clone(),
                     precondition,
                     vec![(OWNER, Value::Null.into()), (EPOCH, Value::from(epoch.0).into())],
-                )]
+                )];
+                writes.extend(announce.iter().map(|watched| {
+                    let fields = vec![(UPDATED_AT, FieldOp::ServerTime)];
+                    Write::merge(watched.clone(), Precondition::Exists, fields)
+                }));
+                writes
             }
         }
     }

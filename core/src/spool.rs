@@ -179,7 +179,8 @@ impl Tenure {
 
     /// What a chunk brought is noted; the chunk is not needed any more.
     pub(crate) fn on_chunk_covered(&mut self, host: &mut Host, chunk: ChunkId) {
-        if self.spool.chunks.get(&chunk) != Some(&ChunkState::Noting) {
+        if self.spool.chunks.get(&chunk) != Some(&ChunkState::Noting) || !self.is_ready() {
+            // Who leaves lets the chunk lie for the next owner.
             return;
         }
         if self.spool.spans.is_empty() {

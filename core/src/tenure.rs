@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::account::{self, Record, SyncState};
+use crate::account::{self, Gaps, Record, SyncState};
 use crate::bug::Bug;
 use crate::chain::{Progress, Snapshot};
 use crate::coverage::Coverage;
@@ -55,6 +55,10 @@ pub(crate) struct Tenure {
     pub(crate) idle_stamped: Option<Mono>,
     realtime: Realtime,
     again: BTreeSet<Purpose>,
+    /// What an earlier tenure of this process could not make durable, until it is loaded
+    unsaved: Gaps,
+    /// The account's document is there
+    exists: bool,
     fence: Version,
     /// No connection before this
     not_before: Mono,
@@ -128,12 +132,30 @@ impl Tenure {
             idle_stamped: None,
             realtime: Realtime::default(),
             again: BTreeSet::new(),
+            unsaved: Gaps::default(),
+            exists: true,
             fence,
             not_before: host.now + delay,
             drained: false,
         };
         tenure.load(host);
         tenure
+    }
+
+    /// Takes over what an earlier tenure of this process noticed and could not make durable.
+    pub(crate) fn remembering(mut self, gaps: Gaps) -> Self {
+        self.unsaved = gaps;
+        self
+    }
+
+    /// What this tenure noticed and may not have made durable.
+    pub(crate) fn unsaved_gaps(&self) -> Gaps {
+        if self.ledger.carries(&account::GAPS) { self.sync.gaps() } else { self.unsaved.clone() }
+    }
+
+    /// Whether the account's document was there when it was read.
+    pub(crate) fn exists(&self) -> bool {
+        self.exists
     }
 
     pub(crate) fn is_ready(&self) -> bool {
@@ -169,8 +191,9 @@ impl Tenure {
             run.drop_slot(host);
         }
         if let Some(connection) = self.link.connection() {
-            host.closing.insert(self.id.clone(), connection);
-            host.close(&self.id, connection);
+            if !matches!(self.link.state, LinkState::Closing(_)) {
+                host.close(&self.id, connection);
+            }
         }
         for timer in [
             AccountTimer::Again,
@@ -178,6 +201,7 @@ impl Tenure {
             AccountTimer::ConnectRun,
             AccountTimer::LedgerRetry,
             AccountTimer::Load,
+            AccountTimer::LoadOpen,
             AccountTimer::Phone,
             AccountTimer::Run(RunKind::AutoBackfill),
             AccountTimer::Run(RunKind::RecentSync),
@@ -200,9 +224,7 @@ impl Tenure {
             AccountRoute::Ledger => self.on_ledger(host, answer),
             AccountRoute::Load => self.on_loaded(host, answer),
             AccountRoute::LoadMarker => self.on_marker(host, answer),
-            AccountRoute::LoadOpen => {
-                self.holes_left = !matches!(&answer, Answer::Found { docs, .. } if docs.is_empty());
-            }
+            AccountRoute::LoadOpen => self.on_open(host, answer),
             // Whatever came of it: nothing more can be done about the account here.
             AccountRoute::Logout => self.leave(host),
             AccountRoute::Unawaited => {}
@@ -228,6 +250,7 @@ impl Tenure {
             }
             AccountTimer::LedgerRetry => self.ledger.on_retry(host),
             AccountTimer::Load => self.load(host),
+            AccountTimer::LoadOpen => self.load_open(host),
             AccountTimer::Phone => self.on_phone_timer(host),
             AccountTimer::Run(kind) => self.on_run_timer(host, kind),
             AccountTimer::Spool => self.pump_spool(host),
@@ -270,6 +293,9 @@ impl Tenure {
                     self.set_pairing(qr, code);
                 }
             }
+            GatewayEvent::Undecryptable { thread, second } if self.stage == Stage::Loading => {
+                self.unsaved.add(thread, second);
+            }
             GatewayEvent::Undecryptable { thread, second } => {
                 self.sync.add_thread_gap(thread.clone(), second, second);
                 self.ledger.set_sync(self.sync.gap_fields());
@@ -294,7 +320,12 @@ impl Tenure {
                 for span in &ingested.threads {
                     let waited = self.tails.remove(&span.thread);
                     let behind = !self.sync.gaps.is_empty() && !self.clean.contains(&span.thread);
-                    if waited || behind || self.sync.thread_gaps.contains_key(&span.thread) {
+                    let looked_at = self.runs.values().any(|run| run.looks_at(&span.thread));
+                    if waited
+                        || behind
+                        || looked_at
+                        || self.sync.thread_gaps.contains_key(&span.thread)
+                    {
                         self.dirty.insert(span.thread.clone());
                     }
                 }
@@ -372,10 +403,24 @@ impl Tenure {
         let mut docs = docs.into_iter();
         let mut next = || docs.next().flatten();
         let (account, sync, auto, recent) = (next(), next(), next(), next());
+        if account.is_none() {
+            self.exists = false;
+            self.stage = Stage::Left;
+            return;
+        }
         self.record = Record::parse(account.as_deref());
         self.account_version = account.map(|doc| doc.version);
         self.sync = SyncState::parse(sync.as_deref());
         self.ledger = Ledger::new(&self.id, sync.as_deref(), self.fence);
+        if sync.is_none() && self.record.is_paired() {
+            // Linked by somebody who leaves no record: since when it was away nobody knows.
+            let longest = OFFLINE_QUEUE - Duration::from_secs(3_600);
+            self.sync.note_disconnect(host.store_now() - longest, self.record.last_message);
+            self.ledger.set_sync(self.sync.disconnect_fields());
+        }
+        if self.sync.remember(std::mem::take(&mut self.unsaved)) {
+            self.ledger.set_sync(self.sync.gap_fields());
+        }
         self.leases.insert(RunKind::AutoBackfill, RunLease::parse(auto.as_deref()));
         self.leases.insert(RunKind::RecentSync, RunLease::parse(recent.as_deref()));
         if !host.bug(Bug::SuccessorIgnoresReservation) {
@@ -414,7 +459,7 @@ impl Tenure {
         let from = last_beat.or(self.sync.connected_since).unwrap_or(now);
         // It died before its own drain was complete: what that showed is not known.
         self.sync.suspect |= self.sync.disconnected.is_some();
-        self.sync.disconnected = Some(self.sync.disconnected.map_or(from, |at| at.min(from)));
+        self.sync.note_disconnect(from, self.record.last_message);
         self.sync.connected = None;
         self.ledger.set_sync(self.sync.disconnect_fields());
         self.ledger.set_sync([(account::CONNECTED_BOOT, Value::Null.into())]);
@@ -423,23 +468,40 @@ impl Tenure {
     fn ready(&mut self, host: &mut Host) {
         self.stage = Stage::Ready;
         self.holes_left = true;
-        let open = Query::all(self.id.coverage(), 1)
+        self.load_open(host);
+        host.gateway(&self.id, AccountRoute::Unawaited, GatewayCall::Recover, host.deadline);
+        self.want_connection(host);
+    }
+
+    fn load_open(&self, host: &mut Host) {
+        let open = Query::all(self.id.coverage(), MAX_OPEN)
             .filter(FieldPath::new("open"), Comparison::Equal, true)
             .select([FieldPath::new("open")]);
         host.query(self.route(AccountRoute::LoadOpen), open);
-        host.gateway(&self.id, AccountRoute::Unawaited, GatewayCall::Recover, host.deadline);
-        self.want_connection(host);
+    }
+
+    /// Threads that an earlier owner left with something to do are looked at like those with news.
+    fn on_open(&mut self, host: &mut Host, answer: Answer) {
+        let Answer::Found { docs, .. } = answer else {
+            host.in_ms(self.timer(AccountTimer::LoadOpen), Duration::from_secs(5));
+            return;
+        };
+        self.holes_left = !docs.is_empty();
+        let threads = docs.iter().filter_map(|doc| ThreadId::parse(doc.path.id()).ok());
+        self.dirty.extend(threads.filter(|thread| !self.clean.contains(thread)));
     }
 
     fn connect_when_possible(&mut self, host: &mut Host) {
         if self.link.state != LinkState::Waiting || !self.is_ready() || !host.believing() {
             return;
         }
+        if host.is_closing(&self.id) {
+            // When that one is closed, it goes on.
+            return;
+        }
         let at = self.not_before.max(host.next_connect);
-        let busy = host.closing.contains_key(&self.id);
-        if busy || at > host.now {
-            let wait = if busy { host.now + Duration::from_millis(250) } else { at };
-            host.timers.set(self.timer(AccountTimer::Connect), wait.max(at));
+        if at > host.now {
+            host.timers.set(self.timer(AccountTimer::Connect), at);
             return;
         }
         host.next_connect = host.now + host.policy.connect_stagger;
@@ -501,13 +563,18 @@ impl Tenure {
         let now = host.store_now();
         let complete = stored >= announced || host.bug(Bug::DrainTrusted);
         if !complete || self.sync.suspect || now.since(since) > OFFLINE_QUEUE {
+            // WhatsApp's clock may be another than the store's.
             let from = since.as_secs().saturating_sub(CLOCK_SLACK);
-            self.sync.add_gap(from, now.as_secs().saturating_add(CLOCK_SLACK));
+            let from = self.sync.last_before.map_or(from, |last| from.min(last));
+            let to = now.as_secs().saturating_add(CLOCK_SLACK);
+            let newest = self.realtime.newest_second.min(to.saturating_add(BELIEVABLE));
+            self.sync.add_gap(from, to.max(newest));
             self.clean.clear();
             self.ledger.set_sync(self.sync.gap_fields());
             host.event(Event::Hole { account: self.id.clone(), change: HoleChange::Suspected });
         }
         self.sync.disconnected = None;
+        self.sync.last_before = None;
         self.sync.suspect = false;
         self.ledger.set_sync(self.sync.disconnect_fields());
         self.ledger.push(Purpose::Patch);
@@ -516,6 +583,9 @@ impl Tenure {
     fn on_closed(&mut self, host: &mut Host, connection: RequestId, reason: CloseReason) {
         if self.link.connection() == Some(connection) {
             self.closed(host, reason);
+        } else if !host.timers.is_set(&self.timer(AccountTimer::Connect)) {
+            // One of an earlier tenure, which the next one waits for.
+            self.connect_when_possible(host);
         }
     }
 
@@ -527,7 +597,8 @@ impl Tenure {
             host.timers.clear(&self.timer(AccountTimer::ConnectRun));
         }
         if was_open && self.sync.disconnected.is_none() {
-            self.sync.disconnected = Some(host.store_now());
+            let newest = Some(self.realtime.newest_second).filter(|second| *second > 0);
+            self.sync.note_disconnect(host.store_now(), newest.or(self.record.last_message));
         }
         self.sync.suspect |= was_open && reason == CloseReason::Replaced;
         self.sync.connected = None;
@@ -835,7 +906,11 @@ impl Covered {
 
 /// The server keeps messages for a device that is away for this long.
 const OFFLINE_QUEUE: Duration = Duration::from_secs(14 * 24 * 3_600);
+/// A message is not believed to be from further ahead than this, in seconds.
+const BELIEVABLE: i64 = 24 * 3_600;
 /// How far WhatsApp's clock and the store's may be apart, in seconds.
 const CLOCK_SLACK: i64 = 120;
 /// A commit holds at most this many coverage documents.
 const MAX_COVERAGE_WRITES: usize = 100;
+/// So many threads that an earlier owner left open are looked at.
+const MAX_OPEN: u32 = 200;

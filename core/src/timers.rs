@@ -44,6 +44,15 @@ impl<K: Clone + Ord> Timers<K> {
         self.by_key.get(key).copied()
     }
 
+    pub(crate) fn is_set(&self, key: &K) -> bool {
+        self.by_key.contains_key(key)
+    }
+
+    /// Whether the moment of `key` has come.
+    pub(crate) fn is_due(&self, key: &K, now: Mono) -> bool {
+        self.by_key.get(key).is_some_and(|at| *at <= now)
+    }
+
     pub(crate) fn next(&self) -> Option<(Mono, &K)> {
         self.by_time.first().map(|(at, key)| (*at, key))
     }

@@ -6,6 +6,7 @@ mod coverage;
 mod ingest;
 mod instance;
 mod leases;
+mod rules;
 
 /// How many cases a property tries whose cases are slow: as many as the environment variable
 /// `PROPTEST_CASES` says, or a few.

@@ -55,6 +55,8 @@ struct Process {
     alive: bool,
     crashed: bool,
     paused: bool,
+    /// When it last went on after a pause
+    resumed: Option<Real>,
     /// Something was taken from it while it was paused
     overtaken: bool,
     mode: Mode,
@@ -147,6 +149,7 @@ impl Checker {
             alive: true,
             crashed: false,
             paused: false,
+            resumed: None,
             overtaken: false,
             mode: Mode::Passive(backfill_core::io::PassiveReason::Starting),
             boot: boot.clone(),
@@ -211,9 +214,10 @@ impl Checker {
     }
 
     /// A process goes on.
-    pub fn resumed(&mut self, _at: Real, process: u32) {
+    pub fn resumed(&mut self, at: Real, process: u32) {
         let p = &mut self.processes[process as usize];
         p.paused = false;
+        p.resumed = Some(at);
         if std::mem::take(&mut p.overtaken) {
             self.sometimes.takeover_after_pause += 1;
         }

@@ -31,7 +31,7 @@ use crate::clock::Real;
 use crate::report::Report;
 use crate::scenario::{AccountPlan, Ask, Kind, Scenario, Target};
 use crate::trace::{Entry, Trace};
-use crate::whatsapp::ConnKey;
+use crate::whatsapp::{ConnKey, FOREIGN};
 use crate::world::{is_event, node, people};
 
 /// Runs a world to its end, on a thread of its own: what a thread keeps would make the next world
@@ -352,7 +352,7 @@ impl Truth {
             Kind::ForeignClient => {
                 for account in accounts {
                     // Another client takes the account's connection, and leaves soon.
-                    let key = ConnKey { process: u32::MAX, request: self.now.0 };
+                    let key = ConnKey { process: FOREIGN, request: self.now.0 };
                     self.note_disconnected(*account);
                     self.net.open(self.now, *account, key, u8::MAX, &mut self.faults);
                     self.net.close(*account, key);

@@ -149,9 +149,13 @@ struct Line {
     chance: Chance,
     threads: Vec<Thread>,
     linked: bool,
+    /// When it was linked for the first time
+    linked_since: Option<Real>,
     conn: Option<Conn>,
     /// Not acknowledged, oldest first
     queue: VecDeque<MessageRef>,
+    /// What the server leaves out of the drain under way, and forgets when that ends
+    left_out: Vec<MessageRef>,
     /// What the phone or the server has for the next connection, other than messages
     waiting: Vec<Delivery>,
     chunks: Vec<Vec<Stretch>>,
@@ -185,6 +189,8 @@ struct Live {
     sent: bool,
 }
 
+/// The process of every client that is not ours.
+pub const FOREIGN: u32 = u32::MAX;
 /// How long the server keeps what was not acknowledged, in seconds.
 const KEPT: i64 = 14 * 24 * 3_600;
 /// Messages that one delivery of the offline queue brings at most.
@@ -248,7 +254,9 @@ impl WhatsApp {
         });
         line.conn = Some(Conn { key, last: now, open: false, silent: false });
         if line.linked {
-            line.log_in(now, faults, out);
+            // What somebody else takes away while none of ours is there, nobody can notice.
+            let noticed = key.process != FOREIGN || replaced.is_some();
+            line.log_in(now, noticed, faults, out);
         } else {
             out.push((now.after(200), Out::Later(account, Later::Pair(key, 0))));
         }
@@ -320,6 +328,16 @@ impl WhatsApp {
             }
         } else {
             line.queue.retain(|queued| !messages.contains(queued));
+        }
+    }
+
+    /// A client is through with the offline queue, and so is the server: what was left out is gone.
+    /// Before that the next connection gets it.
+    pub fn drained(&mut self, account: u16, key: ConnKey) {
+        let current = self.is_current(account, key);
+        if let Some(line) = self.lines.get_mut(&account).filter(|_| current) {
+            let left_out = std::mem::take(&mut line.left_out);
+            line.queue.retain(|message| !left_out.contains(message));
         }
     }
 
@@ -442,7 +460,7 @@ impl WhatsApp {
                 if line.linked || scanned {
                     line.link(now, out);
                     line.push(now, Delivery::Paired, out);
-                    line.log_in(now.after(500), faults, out);
+                    line.log_in(now.after(500), true, faults, out);
                 } else if step < CODES {
                     line.push(now, Delivery::Pairing, out);
                     out.push((now.after(20_000), Out::Later(account, Later::Pair(key, step + 1))));
@@ -539,6 +557,12 @@ impl WhatsApp {
             .is_some_and(|live| live.sent)
     }
 
+    /// When the account was linked for the first time: what was written before never was to reach
+    /// us by itself.
+    pub fn linked_since(&self, account: u16) -> Option<Real> {
+        self.lines.get(&account)?.linked_since
+    }
+
     /// How many messages wait for being acknowledged.
     pub fn waiting(&self, account: u16) -> usize {
         self.lines.get(&account).map_or(0, |line| line.queue.len())
@@ -580,8 +604,10 @@ impl Line {
             chance: Chance::new(draw(salt, u64::MAX)),
             threads,
             linked: plan.linked,
+            linked_since: plan.linked.then_some(Real::ZERO),
             conn: None,
             queue: VecDeque::new(),
+            left_out: Vec::new(),
             waiting: Vec::new(),
             chunks: Vec::new(),
             sent: BTreeMap::new(),
@@ -667,6 +693,7 @@ impl Line {
 
     fn link(&mut self, now: Real, out: &mut Vec<(Real, Out)>) {
         self.linked = true;
+        self.linked_since.get_or_insert(now);
         let first = self.chunks.len() as u32;
         let depth = 5 + self.chance.below(30) as u32;
         let per_chunk = 1 + self.chance.below(8) as usize;
@@ -683,7 +710,13 @@ impl Line {
         }
     }
 
-    fn log_in(&mut self, now: Real, faults: &mut FaultPlan, out: &mut Vec<(Real, Out)>) {
+    fn log_in(
+        &mut self,
+        now: Real,
+        may_lose: bool,
+        faults: &mut FaultPlan,
+        out: &mut Vec<(Real, Out)>,
+    ) {
         if let Some(conn) = &mut self.conn {
             conn.open = true;
         }
@@ -693,13 +726,18 @@ impl Line {
             self.queue.pop_front();
         }
         let announced = self.queue.len() as u32;
-        if announced > 0 && faults.strikes(Kind::WaShortDrain, NO_INSTANCE, self.plan.id).is_some()
-        {
+        self.left_out.clear();
+        let short = announced > 0
+            && may_lose
+            && faults.strikes(Kind::WaShortDrain, NO_INSTANCE, self.plan.id).is_some();
+        if short {
             let gone = 1 + self.chance.below(u64::from(announced)) as usize;
             let at = self.chance.below((announced as usize - gone) as u64 + 1) as usize;
-            self.queue.drain(at..at + gone);
+            self.left_out.extend(self.queue.range(at..at + gone));
         }
-        let waiting: Vec<MessageRef> = self.queue.iter().copied().collect();
+        let left_out = &self.left_out;
+        let waiting: Vec<MessageRef> =
+            self.queue.iter().copied().filter(|m| !left_out.contains(m)).collect();
         for batch in waiting.chunks(OFFLINE_BATCH) {
             self.push(now, Delivery::Offline(batch.into()), out);
         }

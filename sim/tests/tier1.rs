@@ -13,16 +13,24 @@ fn fixed_seeds_are_safe() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// Worlds in which a hole that the phone could fill stays open: a defect that is known and not
-/// mended yet. Whoever mends it takes the seed out, as the test demands.
-const OPEN_HOLES: [u64; 3] = [31, 45, 172];
-
 #[test]
 fn fixed_seeds_come_to_rest() {
-    for seed in 0..200 {
-        let wrong = violations(seed..seed + 1, |check| check.starts_with('L'));
-        let expected: &[&str] = if OPEN_HOLES.contains(&seed) { &["L6"] } else { &[] };
-        assert_eq!(wrong.keys().copied().collect::<Vec<_>>(), expected, "{wrong:#?}");
+    let wrong = violations(0..200, |check| check.starts_with('L'));
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Worlds beyond the fixed range that showed a defect once: a session created again while it was
+/// being ended (724), short drains before any record of a disconnect (909) and beside a store whose
+/// clock is ahead (916), a message that could not be decrypted just before the session was lost
+/// (1319), a chunk removed while stepping down (1470), a lock judged by older sessions (1478), an
+/// answer that came with the end of the time to stop (1544).
+const ONCE_WRONG: [u64; 9] = [342, 559, 724, 909, 916, 1319, 1470, 1478, 1544];
+
+#[test]
+fn worlds_that_went_wrong_do_not_any_more() {
+    for seed in ONCE_WRONG {
+        let wrong = violations(seed..seed + 1, |_| true);
+        assert!(wrong.is_empty(), "{wrong:#?}");
     }
 }
 

@@ -303,9 +303,11 @@ impl Checker {
     /// A connection to WhatsApp opens; `replaced` is whose had to go.
     ///
     /// S4: within the bound, none is open for the account of a process that can act: one that is
-    /// alive and not paused.
+    /// alive and not paused. One that slept through its deadline can act no more, but has only now
+    /// begun to close.
     pub fn connected(&mut self, at: Real, process: u32, account: u16, replaced: Option<u32>) {
         let position = self.position(account);
+        let close_timeout = self.policy.close_timeout.as_millis() as u64;
         let Some(seen) = self.accounts.get_mut(usize::from(position)) else { return };
         seen.connection = Some((process, at));
         if self.regime == Regime::Beyond {
@@ -315,6 +317,8 @@ impl Checker {
             && let Some(old) = self.processes.get(q as usize)
             && old.alive
             && !old.paused
+            && !(old.holds[usize::from(position)].is_none()
+                && old.resumed.is_some_and(|woken| at.since(woken) <= close_timeout))
         {
             self.violate("S4", at, || {
                 format!("account {account}: process {process} connects, and {q} is connected")

@@ -91,9 +91,19 @@ impl Checker {
                         self.ownership_written(commit, position, path, before, after);
                         continue;
                     }
-                    self.check_epoch(commit, position, path);
+                    // Who gives it back may say so in the same commit, which is fenced by that.
+                    let owner = self.ids[usize::from(position)].connection_path();
+                    let gives_back =
+                        |w: &backfill_core::doc::Write| w.path == owner && w.op != WriteOp::Verify;
+                    if !commit.writes.iter().any(gives_back) {
+                        self.check_epoch(commit, position, path);
+                    }
                     if path.contains("/leases/") {
                         self.run_lease_written(commit, position, path, before, after);
+                    } else if rest.ends_with("/sync/state") {
+                        if let (Some(process), Some(after)) = (commit.process, after) {
+                            self.gaps_written(process, position, after);
+                        }
                     } else if !rest.contains('/') {
                         self.account_written(commit, position, before, after, store);
                     }

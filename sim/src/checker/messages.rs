@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use backfill_core::coverage::Coverage;
-use backfill_core::doc::{DocPath, Document};
+use backfill_core::doc::{DocPath, Document, Value};
+use backfill_core::id::ThreadId;
 use smol_str::SmolStr;
 
 use super::Checker;
@@ -21,6 +22,11 @@ pub(super) struct Messages {
     sent: BTreeMap<SmolStr, SmolStr>,
     /// Threads to which the inbox wrote by itself
     inbox: BTreeSet<(u16, u16)>,
+    /// By position and conversation, when its first message was stored
+    begun: BTreeMap<(u16, u16), Real>,
+    /// By process and position, messages that it was told it could not decrypt, and that it has not
+    /// made durable
+    undecrypted: BTreeMap<(u32, u16), Vec<(MessageRef, ThreadId, i64)>>,
     /// Of the commit that is being looked at
     created: Vec<(u16, MessageRef)>,
     gone: Vec<(u16, MessageRef)>,
@@ -103,6 +109,7 @@ impl Checker {
         for (account, message) in &created {
             let position = self.position(*account);
             let moved = gone.contains(&(*account, *message));
+            self.messages.begun.entry((position, message.thread)).or_insert(at);
             if self.messages.insert(position, *message) == Some(false) && !moved {
                 let MessageRef { thread, index } = *message;
                 self.violate("S12", at, || {
@@ -145,6 +152,38 @@ impl Checker {
                 format!("process {process} sent {outbox} as {wa_id}, after {first}")
             });
         }
+    }
+
+    /// A process is told that a message cannot be decrypted. Nobody else ever learns of it, unless
+    /// the process makes it durable.
+    pub fn undecryptable(
+        &mut self,
+        process: u32,
+        account: u16,
+        message: MessageRef,
+        (thread, second): (ThreadId, i64),
+    ) {
+        let key = (process, self.position(account));
+        self.messages.undecrypted.entry(key).or_default().push((message, thread, second));
+    }
+
+    /// A process wrote what it knows of an account: among it, which messages may be missing.
+    pub(super) fn gaps_written(&mut self, process: u32, position: u16, sync: &Document) {
+        let Some(told) = self.messages.undecrypted.get_mut(&(process, position)) else { return };
+        let entries = |name| {
+            let list = sync.value(name).and_then(Value::as_array).unwrap_or_default();
+            list.iter().filter_map(Value::as_map)
+        };
+        let noted = |thread: &ThreadId, second: i64| {
+            entries("gaps").chain(entries("threadGaps")).any(|gap| {
+                let at = |name: &str| gap.get(name).and_then(Value::as_int);
+                let named = gap.get("thread").and_then(Value::as_str);
+                named.is_none_or(|named| named == thread.as_str())
+                    && at("from").is_some_and(|from| from <= second)
+                    && at("to").is_some_and(|to| second <= to)
+            })
+        };
+        told.retain(|(_, thread, second)| !noted(thread, *second));
     }
 
     /// The inbox wrote to a thread by itself.
@@ -246,11 +285,14 @@ impl Checker {
     /// What of an account's newest history is missing although the phone could fill it.
     ///
     /// Counted are messages since `since` that lie before a stored one which is not newer than
-    /// `before` (both in seconds), in threads that were not given up.
+    /// `before` (both in seconds), in threads that were known when all had `settled` and were not
+    /// given up. What a process was told that it cannot decrypt, and what it could not note before
+    /// it ended or lost the account, is lost without a trace.
     fn fillable(
         &self,
         position: u16,
         window: (i64, i64),
+        settled: Real,
         depth: u32,
         store: &SimStore,
         net: &WhatsApp,
@@ -258,6 +300,11 @@ impl Checker {
         let account = self.number(position);
         let (since, before) = window;
         let page = self.policy.auto_backfill.page.min(self.policy.recent_sync.page).max(1);
+        let undecrypted = self.messages.undecrypted.iter();
+        let lost_unseen: BTreeSet<MessageRef> = undecrypted
+            .filter(|((_, at), _)| *at == position)
+            .flat_map(|(_, told)| told.iter().map(|(message, _, _)| *message))
+            .collect();
         let mut fillable = Fillable::default();
         for thread in 0..net.threads(account) {
             let length = net.length(account, thread);
@@ -267,8 +314,15 @@ impl Checker {
             // What the inbox sent has had its document from the beginning.
             let has = |index| {
                 let message = MessageRef { thread, index };
-                self.messages.has(position, message) || net.was_sent(account, message)
+                self.messages.has(position, message)
+                    || net.was_sent(account, message)
+                    || lost_unseen.contains(&message)
             };
+            // Since when it is known that there is such a conversation.
+            let begun = self.messages.begun.get(&(position, thread));
+            if begun.is_none_or(|begun| *begun > settled) {
+                continue;
+            }
             let mut anchored = false;
             let (mut here, mut newest) = (0_u32, 0);
             for index in (from..length).rev() {
@@ -307,8 +361,8 @@ impl Checker {
     }
 
     /// L6: whatever could be filled since faults stopped has been. The window is the lookback of
-    /// recent sync, as far as it reaches into the life of the world: what is older is no hole but
-    /// depth; and the depth of the backfill if there was time for a cooldown to pass. An account whose holes take more requests than the quiet phase has room for is not judged.
+    /// recent sync, as far as it reaches into the time since the account was first linked: what is
+    /// older was never lost, it is not a hole but depth; and the depth of the backfill if there was time for a cooldown to pass. An account whose holes take more requests than the quiet phase has room for is not judged.
     pub(super) fn finish_holes(
         &mut self,
         at: Real,
@@ -331,9 +385,10 @@ impl Checker {
             }
             let slow = scenario.accounts[usize::from(position)].phone_max;
             let each = (self.policy.phone.spacing.as_millis() as u64).max(slow) + 2_000;
-            let since = (at.second() - lookback).max(Real::ZERO.second());
+            let begun = net.linked_since(account).unwrap_or(at).second();
+            let since = (at.second() - lookback).max(begun);
             let window = (since, settled.second());
-            let left = self.fillable(position, window, u32::MAX, store, net);
+            let left = self.fillable(position, window, settled, u32::MAX, store, net);
             if left.messages > 0 && left.requests * each * 2 + cycle < room {
                 self.violate("L6", at, || format!("account {account}, lookback: missing {left:?}"));
             }
@@ -341,7 +396,7 @@ impl Checker {
             let ticks = self.accounts.len() as u64 / u64::from(auto.max_accounts_per_tick) + 3;
             let wait = auto.cooldown.as_millis() as u64 + ticks * auto.interval.as_millis() as u64;
             let window = (i64::MIN, settled.second());
-            let left = self.fillable(position, window, auto.depth, store, net);
+            let left = self.fillable(position, window, settled, auto.depth, store, net);
             if left.messages > 0 && left.requests * each * 3 + wait < room {
                 self.violate("L6", at, || format!("account {account}, depth: missing {left:?}"));
             }

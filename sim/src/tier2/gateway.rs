@@ -19,7 +19,7 @@ use super::wire::{AskSpool, AskStore, AskWhatsApp, Brought, Chunk, Reply, Wire};
 use crate::chance::Chance;
 use crate::scenario::AccountPlan;
 use crate::trace::Entry;
-use crate::whatsapp::MessageRef;
+use crate::whatsapp::{ConnKey, MessageRef};
 use crate::world::intake::page_end;
 
 /// The client of one process, over all its connections.
@@ -222,6 +222,9 @@ impl Client {
                 }
                 Arrived::Offline(batch) => batch,
                 Arrived::OfflineEnd(announced) => {
+                    let process = self.0.wire.process();
+                    let key = ConnKey { process, request: connection.0 };
+                    self.0.wire.world().look(|truth| truth.net.drained(account, key));
                     let event = GatewayEvent::Drained { connection, announced, stored };
                     self.0.handle.report(id.clone(), event);
                     next = arrived.next().await;

@@ -254,10 +254,13 @@ impl Truth {
             }
             Delivery::Paired => Brought::Paired,
             Delivery::Pairing => Brought::Pairing,
-            Delivery::Undecryptable(message) => Brought::Undecryptable {
-                thread: self.net.thread_id(account, message.thread)?,
-                second: self.net.message(account, message)?.second,
-            },
+            Delivery::Undecryptable(message) => {
+                let thread = self.net.thread_id(account, message.thread)?;
+                let second = self.net.message(account, message)?.second;
+                let lost = (thread.clone(), second);
+                self.checker.undecryptable(key.process, account, message, lost);
+                Brought::Undecryptable { thread, second }
+            }
         })
     }
 }

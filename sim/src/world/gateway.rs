@@ -14,7 +14,7 @@ use crate::checker::Touched;
 use crate::scenario::{AccountPlan, Kind};
 use crate::trace::Entry;
 use crate::variant::Slip;
-use crate::whatsapp::{ConnKey, Delivery, MessageRef, Page};
+use crate::whatsapp::{ConnKey, Delivery, FOREIGN, MessageRef, Page};
 
 /// What the gateway of one process has in hand.
 #[derive(Debug, Default)]
@@ -212,7 +212,7 @@ impl World {
 
     /// Another client takes the account's connection, and leaves soon.
     pub(super) fn foreign_login(&mut self, account: u16) {
-        let key = ConnKey { process: u32::MAX, request: self.now.0 };
+        let key = ConnKey { process: FOREIGN, request: self.now.0 };
         self.note_disconnected(account);
         self.net.open(self.now, account, key, u8::MAX, &mut self.faults);
         self.net.close(account, key);
@@ -305,6 +305,8 @@ impl World {
                 let known = self.net.message(account, message);
                 if let (Some(thread), Some(known)) = (thread, known) {
                     let second = known.second;
+                    let lost = (thread.clone(), second);
+                    self.checker.undecryptable(p, account, message, lost);
                     self.tell(p, account, GatewayEvent::Undecryptable { thread, second });
                 }
             }
@@ -356,6 +358,7 @@ impl World {
             Some(Arrived::Offline(messages)) => messages.into_vec(),
             Some(Arrived::OfflineEnd(announced)) => {
                 let stored = link.stored;
+                self.net.drained(account, ConnKey { process: p, request: connection });
                 let connection = RequestId(connection);
                 self.tell(p, account, GatewayEvent::Drained { connection, announced, stored });
                 return self.pump_link(p, account, connection.0);

@@ -1,0 +1,81 @@
+//! What happens when a connection does not want to close, and when an instance has ended.
+
+use backfill_core::id::{AccountId, RequestId};
+use backfill_core::io::{
+    Answer, CloseReason, Command, GatewayEvent, Input, Reply, StoreCall, StoreRequest,
+};
+
+use super::rig::Rig;
+
+/// An account that is connected, and what its connection is called.
+fn connected(rig: &mut Rig) -> (AccountId, RequestId) {
+    let account = rig.add_account(1, "disconnected");
+    rig.until(60_000, |rig| rig.status(&account) == Some("connected"));
+    let connection = rig.nodes[0].connects(&account)[0].1;
+    (account, connection)
+}
+
+#[test]
+fn a_close_without_an_answer_is_issued_again_but_not_all_the_time() {
+    let mut rig = Rig::exclusive();
+    let (account, connection) = connected(&mut rig);
+    rig.nodes[0].closes = false;
+    rig.tell(0, &account, GatewayEvent::IngestFailed { connection });
+    rig.until(1_000, |rig| rig.nodes[0].closings(connection).len() == 1);
+    rig.until(40_000, |rig| rig.nodes[0].closings(connection).len() == 2);
+    rig.pass(3_600_000);
+    let tries = rig.nodes[0].closings(connection).len();
+    assert!((20..=130).contains(&tries), "{tries} tries in an hour");
+    assert_eq!(rig.nodes[0].connects(&account).len(), 1, "it may still be open");
+
+    rig.nodes[0].closes = true;
+    rig.until(150_000, |rig| rig.nodes[0].connects(&account).len() == 2);
+    let before = rig.nodes[0].closings(connection).len();
+    rig.pass(600_000);
+    assert_eq!(rig.nodes[0].closings(connection).len(), before);
+}
+
+#[test]
+fn a_close_that_is_refused_is_issued_again() {
+    let mut rig = Rig::exclusive();
+    let (account, connection) = connected(&mut rig);
+    rig.nodes[0].closes = false;
+    rig.tell(0, &account, GatewayEvent::IngestFailed { connection });
+    let request = rig.nodes[0].calls.last().unwrap().1.id;
+    let refused = Answer::Rejected(backfill_core::io::Rejection::Unavailable);
+    rig.give(0, Input::Answer(request, refused));
+    rig.nodes[0].closes = true;
+    rig.until(15_000, |rig| rig.nodes[0].connects(&account).len() == 2);
+}
+
+#[test]
+fn a_connection_left_over_from_a_lost_session_is_closed_before_the_next_one_opens() {
+    let mut rig = Rig::exclusive();
+    let (account, connection) = connected(&mut rig);
+    rig.nodes[0].closes = false;
+    rig.nodes[0].holds = |request: &StoreRequest| matches!(request.call, StoreCall::Commit(_));
+    rig.pass(120_000);
+    rig.nodes[0].holds = |_| false;
+    assert_eq!(rig.nodes[0].closings(connection).len() >= 2, true, "it is over, and still open");
+    rig.pass(240_000);
+    assert_eq!(rig.nodes[0].connects(&account).len(), 1);
+    let reason = CloseReason::Asked;
+    rig.tell(0, &account, GatewayEvent::Closed { connection, reason });
+    rig.until(1_000, |rig| rig.nodes[0].connects(&account).len() == 2);
+    let tries = rig.nodes[0].closings(connection).len();
+    rig.pass(600_000);
+    assert_eq!(rig.nodes[0].closings(connection).len(), tries);
+}
+
+#[test]
+fn who_asks_after_the_end_is_answered() {
+    let mut rig = Rig::exclusive();
+    let (account, _) = connected(&mut rig);
+    assert_eq!(rig.command(0, Command::Stop), Reply::Accepted);
+    rig.pass(5_000);
+    assert!(rig.nodes[0].stopped);
+    assert_eq!(rig.command(0, Command::Stop), Reply::Accepted);
+    assert_eq!(rig.command(0, Command::Backfill(account.clone())), Reply::Passive);
+    assert_eq!(rig.command(0, Command::RegenerateQr(account.clone())), Reply::Passive);
+    assert_eq!(rig.command(0, Command::DeleteAccount(account)), Reply::Passive);
+}
