@@ -14,6 +14,16 @@ pub(crate) fn backs_off(host: &Host, record: &Record) -> bool {
     within(host, record.last_auto_attempt_at, host.policy.auto_backfill.backoff)
 }
 
+/// How long it takes until an automatic run may start again after the last attempt.
+pub(crate) fn backoff_left(host: &Host, record: &Record) -> Duration {
+    if !backs_off(host, record) {
+        return Duration::ZERO;
+    }
+    let since = record.last_auto_attempt_at.map_or(Duration::ZERO, |at| host.store_now().since(at));
+    // A moment more: what the store's clock shows is an estimate.
+    host.policy.auto_backfill.backoff.saturating_sub(since) + Duration::from_millis(100)
+}
+
 /// Why a run may not start now, if it may not. Manual runs skip cooldown and backoff, the run
 /// after a connect skips the cooldown.
 pub(crate) fn refuses(

@@ -161,6 +161,9 @@ impl Tenure {
             host.event(Event::Skipped { account, kind, reason: Skip::Backoff });
             return false;
         }
+        if kind == RunKind::AutoBackfill {
+            self.unfilled = false;
+        }
         self.runs.insert(
             kind,
             Run {

@@ -84,6 +84,7 @@ impl Tenure {
     /// Part of a chunk became durable.
     pub(crate) fn on_chunk_progress(&mut self, chunk: ChunkId, cursor: u32, ingested: &Ingested) {
         if self.spool.chunks.get(&chunk) == Some(&ChunkState::Parsing) {
+            self.unfilled |= !ingested.threads.is_empty();
             self.spool.spans.extend(ingested.threads.iter().cloned());
             self.sync.cursor = Some((chunk.0, cursor));
             self.ledger.set_sync([
@@ -165,6 +166,9 @@ impl Tenure {
                 self.spool.awaits.remove(&chunk);
                 if self.runs.is_empty() && self.spool.is_idle() {
                     self.coverage.clear();
+                }
+                if self.unfilled && self.spool.is_idle() {
+                    self.fill_soon(host);
                 }
             }
             _ => {

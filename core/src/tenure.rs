@@ -11,6 +11,7 @@ use crate::coverage::Coverage;
 use crate::doc::{
     Comparison, Document, FieldOp, FieldPath, Precondition, Query, Value, Version, Write,
 };
+use crate::eligibility;
 use crate::host::{AccountRoute, AccountTimer, Host, Route, Timer};
 use crate::id::{AccountId, BootId, Epoch, OutboxId, RequestId, ThreadId};
 use crate::io::{
@@ -63,6 +64,8 @@ pub(crate) struct Tenure {
     /// No connection before this
     not_before: Mono,
     drained: bool,
+    /// History has come that no backfill has looked at
+    pub(crate) unfilled: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -137,6 +140,7 @@ impl Tenure {
             fence,
             not_before: host.now + delay,
             drained: false,
+            unfilled: false,
         };
         tenure.load(host);
         tenure
@@ -245,7 +249,10 @@ impl Tenure {
             AccountTimer::Connect => self.connect_when_possible(host),
             AccountTimer::ConnectRun => {
                 if self.is_connected() || host.bug(Bug::JitterIgnoresDisconnect) {
-                    self.start_run(host, RunKind::AutoBackfill, Trigger::Connect);
+                    let started = self.start_run(host, RunKind::AutoBackfill, Trigger::Connect);
+                    if !started && self.unfilled {
+                        self.fill_soon(host);
+                    }
                 }
             }
             AccountTimer::LedgerRetry => self.ledger.on_retry(host),
@@ -545,13 +552,21 @@ impl Tenure {
         self.set_pairing(None, None);
         self.ledger.set_account(account::LAST_ERROR, Value::Null);
         host.event(Event::Connection { account: self.id.clone(), state: "open" });
-        let auto = &host.policy.auto_backfill;
-        if auto.enabled {
-            let (min, max) = (auto.connect_jitter_min, auto.connect_jitter_max);
-            let wait = host.jitter(min, max);
+        if host.policy.auto_backfill.enabled {
+            let wait = connect_jitter(host);
             host.in_ms(self.timer(AccountTimer::ConnectRun), wait);
         }
         self.pump_phone(host);
+    }
+
+    /// After a device was linked its history comes when the phone sends it, often after the run
+    /// that follows the connect; that run's success must not keep what came later waiting for the
+    /// cooldown.
+    pub(crate) fn fill_soon(&mut self, host: &mut Host) {
+        if host.policy.auto_backfill.enabled && self.is_connected() {
+            let wait = connect_jitter(host).max(eligibility::backoff_left(host, &self.record));
+            host.in_ms(self.timer(AccountTimer::ConnectRun), wait);
+        }
     }
 
     fn on_drained(&mut self, host: &mut Host, connection: RequestId, announced: u32, stored: u32) {
@@ -902,6 +917,12 @@ impl Covered {
         let precondition = self.version.map_or(Precondition::Absent, Precondition::Version);
         Some(Write::merge(path, precondition, self.coverage.to_fields(self.beat + 1)))
     }
+}
+
+fn connect_jitter(host: &mut Host) -> Duration {
+    let auto = &host.policy.auto_backfill;
+    let (min, max) = (auto.connect_jitter_min, auto.connect_jitter_max);
+    host.jitter(min, max)
 }
 
 /// The server keeps messages for a device that is away for this long.

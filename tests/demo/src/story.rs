@@ -222,7 +222,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const FILL_PATIENCE: Duration = Duration::from_secs(300);
 
 /// Terms short enough to watch. The key is worth nothing outside this run.
-const VARS: [(&str, &str); 10] = [
+const VARS: [(&str, &str); 11] = [
     ("STORE", "sqlite"),
     ("SESSION_STORE", "shared"),
     ("SESSION_ENCRYPTION_KEY", "demo:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="),
@@ -230,6 +230,7 @@ const VARS: [(&str, &str); 10] = [
     ("LOCK_DELAY_MS", "1000"),
     ("AUTO_BACKFILL_CONNECT_DELAY_MIN_MS", "500"),
     ("AUTO_BACKFILL_CONNECT_DELAY_MAX_MS", "2000"),
+    ("AUTO_BACKFILL_ATTEMPT_BACKOFF_MS", "3000"),
     ("AUTO_BACKFILL_MAX_CONCURRENCY", "3"),
     ("WHATSAPP_BACKFILL_MESSAGES_PER_THREAD", "50"),
     ("PHONE_REQUEST_SPACING_MS", "5000"),
