@@ -32,7 +32,8 @@ async fn whatever_step_is_the_last_nothing_is_lost_and_nothing_is_there_twice() 
     let schedules: u64 = schedules.map_or(20, |count| count.parse().unwrap());
     let mut totals = BTreeMap::<&'static str, u64>::new();
     for seed in 0..schedules {
-        let told = Schedule::run(seed).await;
+        let told = timeout(Duration::from_secs(120), Schedule::run(seed)).await;
+        let told = told.unwrap_or_else(|_| panic!("seed {seed} does not come to an end"));
         for (what, count) in told {
             *totals.entry(what).or_default() += count;
         }
@@ -148,7 +149,8 @@ impl Schedule {
                 self.history.insert((chat.to_string(), format!("h{n}-{m}")));
             }
         }
-        let sync = phone.history_of(waproto::whatsapp::history_sync::HistorySyncType::RECENT, &chats);
+        let sync =
+            phone.history_of(waproto::whatsapp::history_sync::HistorySyncType::RECENT, &chats);
         phone.send_history(&sync, Via::Blob);
     }
 
@@ -172,7 +174,12 @@ impl Schedule {
         let mut options = world.options();
         options.history_timeout = Duration::from_millis(500);
         let process = world.start_with(world.store.clone(), options, settings(world)).await;
-        process.opened(1).await;
+        if timeout(Duration::from_secs(30), process.opened(1)).await.is_err() {
+            let calls: Vec<_> = process.seen.calls().into_iter().map(|c| c.call).collect();
+            let docs = ["coordination/", "instances/", "accounts/"];
+            let docs: Vec<_> = docs.iter().flat_map(|p| world.store.documents(p)).collect();
+            panic!("seed {seed}: {:?} {calls:?} {docs:?}", process.seen.events());
+        }
         world.account.wait_drained().await;
         for (outbox, _) in &self.outbox {
             let path = format!("outbox/{outbox}");

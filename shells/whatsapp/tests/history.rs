@@ -54,9 +54,7 @@ async fn all_of_it_arrives_and_the_spool_is_empty_again() {
     let process = world.start().await;
     process.opened(1).await;
     world.account.phone().send_all_history(3, Via::Blob);
-    world
-        .until("600 messages", async || (world.messages().len() == 600).then_some(()))
-        .await;
+    world.until("600 messages", async || (world.messages().len() == 600).then_some(())).await;
     until_unspooled(&process, 3).await;
     let message = world.message("15551000003@s.whatsapp.net", "m3-7").await.unwrap();
     assert_eq!(message.str("syncSource"), Some("history_sync"));
@@ -137,9 +135,7 @@ async fn what_was_spooled_is_read_by_the_next_process() {
     process
         .seen
         .until("what lay in the spool", |seen| {
-            seen.iter()
-                .find(|e| matches!(e, GatewayEvent::Chunk { spooled: true, .. }))
-                .map(|_| ())
+            seen.iter().find(|e| matches!(e, GatewayEvent::Chunk { spooled: true, .. })).map(|_| ())
         })
         .await;
     process.stop().await;

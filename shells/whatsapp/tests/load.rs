@@ -48,9 +48,7 @@ async fn a_long_history_arrives_complete_in_bounded_memory_while_people_write() 
             .seen
             .ingested()
             .iter()
-            .filter(|ingested| {
-                matches!(ingested.source, backfill_core::io::Source::Chunk { .. })
-            })
+            .filter(|ingested| matches!(ingested.source, backfill_core::io::Source::Chunk { .. }))
             .map(|ingested| u64::from(ingested.messages))
             .sum();
         if stored >= messages {

@@ -199,7 +199,8 @@ async fn groups_know_who_wrote_what_under_either_id() {
     let two = ben.text_to(&group, "two");
     let own = group.own_text("mine");
     let chat = group.jid().to_string();
-    for (id, sender) in [(&one, Some(ANNA)), (&two, Some("15550000003@s.whatsapp.net")), (&own, None)]
+    for (id, sender) in
+        [(&one, Some(ANNA)), (&two, Some("15550000003@s.whatsapp.net")), (&own, None)]
     {
         let message = world.until_message(&chat, id).await;
         assert_eq!(message.str("senderJid"), sender, "by number, although it came by LID");
