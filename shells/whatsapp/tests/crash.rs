@@ -158,7 +158,10 @@ impl Schedule {
     async fn bury(&self) {
         let instances = self.world.store.documents("instances/").into_iter();
         let dead = |path| {
-            let fields = vec![(FieldPath::new("state"), Value::from("dead").into())];
+            let fields = vec![
+                (FieldPath::new("state"), Value::from("dead").into()),
+                (FieldPath::new("live"), Value::from(false).into()),
+            ];
             Write::merge(path, Precondition::Exists, fields)
         };
         let writes: Vec<_> = instances.map(|doc| dead(doc.path.clone())).collect();
@@ -176,9 +179,7 @@ impl Schedule {
         let process = world.start_with(world.store.clone(), options, settings(world)).await;
         if timeout(Duration::from_secs(30), process.opened(1)).await.is_err() {
             let calls: Vec<_> = process.seen.calls().into_iter().map(|c| c.call).collect();
-            let docs = ["coordination/", "instances/", "accounts/"];
-            let docs: Vec<_> = docs.iter().flat_map(|p| world.store.documents(p)).collect();
-            panic!("seed {seed}: {:?} {calls:?} {docs:?}", process.seen.events());
+            panic!("seed {seed}: not connected: {:?} {calls:?}", process.seen.events());
         }
         world.account.wait_drained().await;
         for (outbox, _) in &self.outbox {
