@@ -16,6 +16,7 @@ use backfill_core::doc::{FieldPath, Precondition, Value, Write};
 use backfill_core::id::OutboxId;
 use backfill_core::policy::Settings;
 use backfill_driver::port::Store;
+use gateway_whatsapp::Spool;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::timeout;
@@ -23,13 +24,13 @@ use whatsapp_double::{Contact, Seen, Via};
 
 use crate::harness::store::Life;
 use crate::harness::transport::Mortal;
-use crate::harness::{World, write_outbox};
+use crate::harness::{World, keys, write_outbox};
 
 /// In real time: each process has a runtime of its own, which is torn down under it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_step_is_the_last_nothing_is_lost_and_nothing_is_there_twice() {
     let schedules = std::env::var("WA_CRASH_SCHEDULES").ok();
-    let schedules: u64 = schedules.map_or(20, |count| count.parse().unwrap());
+    let schedules: u64 = schedules.map_or(40, |count| count.parse().unwrap());
     let mut totals = BTreeMap::<&'static str, u64>::new();
     for seed in 0..schedules {
         let told = timeout(Duration::from_secs(120), Schedule::run(seed)).await;
@@ -51,6 +52,7 @@ struct Schedule {
     outbox: Vec<(String, String)>,
     history: BTreeSet<(String, String)>,
     written: u32,
+    spool: Spool,
 }
 
 impl Schedule {
@@ -59,7 +61,13 @@ impl Schedule {
         let contacts = (0..4)
             .map(|n| world.account.contact(&format!("155510000{n:02}"), &format!("2000{n:02}")))
             .collect();
+        // Both kinds of spool, in turns.
+        let spool = match seed % 2 {
+            0 => Spool::disk(world.directory.join("spool")),
+            _ => Spool::shared(keys()),
+        };
         let mut schedule = Self {
+            spool,
             world,
             random: StdRng::seed_from_u64(seed),
             contacts,
@@ -71,7 +79,7 @@ impl Schedule {
         let mut totals = BTreeMap::<&'static str, u64>::new();
         let lives = schedule.random.random_range(1..=3);
         for _ in 0..lives {
-            let steps = schedule.random.random_range(1..=500);
+            let steps = schedule.random.random_range(1..=250);
             let died = schedule.live(steps).await;
             *totals.entry("died in the middle").or_default() += u64::from(died);
             *totals.entry("lives").or_default() += 1;
@@ -92,6 +100,7 @@ impl Schedule {
         let inner = self.world.double.transport();
         options.transport = Arc::new(Mortal { inner, life: life.clone() });
         options.history_timeout = Duration::from_millis(500);
+        options.spool = self.spool.clone();
         let settings = settings(&self.world);
         let before = self.random.random_range(0..4);
         self.happen(before).await;
@@ -176,6 +185,7 @@ impl Schedule {
         world.double.set_patience(Duration::from_secs(30));
         let mut options = world.options();
         options.history_timeout = Duration::from_millis(500);
+        options.spool = self.spool.clone();
         let process = world.start_with(world.store.clone(), options, settings(world)).await;
         if timeout(Duration::from_secs(30), process.opened(1)).await.is_err() {
             let calls: Vec<_> = process.seen.calls().into_iter().map(|c| c.call).collect();

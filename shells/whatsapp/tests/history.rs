@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use backfill_core::coverage::PageEnd;
 use backfill_core::io::{GatewayCall, GatewayEvent, Source};
+use gateway_whatsapp::Spool;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use waproto::whatsapp::history_sync::HistorySyncType;
-use whatsapp_double::Via;
+use whatsapp_double::{Stored, Via, text};
 
-use crate::harness::{Process, World};
+use crate::harness::{Process, World, keys};
 
 const START: u64 = 1_740_000_000;
 
@@ -252,4 +255,62 @@ async fn a_damaged_chunk_gives_what_it_has_and_is_reported() {
     until_unspooled(&process, 1).await;
     process.stop().await;
     assert_eq!(spooled(&world), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_spool_in_the_common_store_is_encrypted_and_kept_in_pieces() {
+    let world = World::linked().await;
+    let contact = world.account.contact("15551000000", "2000000");
+    let mut random = StdRng::seed_from_u64(7);
+    for n in 0..1_500 {
+        // What cannot be compressed, so that one piece is not enough.
+        let body: String =
+            (0..2_000).map(|_| char::from(random.random_range(b'0'..=b'z'))).collect();
+        let stored = Stored {
+            id: format!("m{n}"),
+            participant: None,
+            from_me: false,
+            timestamp: START + n,
+            push_name: None,
+            message: text(&format!("secret {body}")),
+        };
+        world.account.phone().keep(contact.pn(), stored);
+    }
+    world.store.broken.store(true, Ordering::Release);
+    let options = || {
+        let mut options = world.options();
+        options.spool = Spool::shared(keys());
+        options
+    };
+    let process = world.start_with(world.store.clone(), options(), world.settings()).await;
+    process.opened(1).await;
+    world.account.phone().send_all_history(1, Via::Blob);
+    let parses = || {
+        let calls = process.seen.calls();
+        calls.iter().filter(|c| matches!(c.call, GatewayCall::Parse { .. })).count()
+    };
+    world.until("a parse", async || (parses() >= 1).then_some(())).await;
+    process.stop().await;
+    let prefix = format!("accounts/{}/spool/", world.id.as_str());
+    let spooled = world.store.documents(&prefix);
+    assert!(spooled.len() >= 3, "{}", spooled.len());
+    for doc in &spooled {
+        if let Some(data) = doc.value("data") {
+            let backfill_core::doc::Value::Bytes(data) = data else { panic!("no bytes") };
+            assert!(data.len() < 900_000);
+            assert!(!data.windows(6).any(|bytes| bytes == b"secret"));
+        }
+    }
+    assert!(!world.directory.join("spool").exists());
+
+    // Another host, with the same key.
+    world.store.broken.store(false, Ordering::Release);
+    let process = world.start_with(world.store.clone(), options(), world.settings()).await;
+    world.until("all", async || (world.messages().len() == 1_500).then_some(())).await;
+    let left = || {
+        let docs = world.store.documents(&prefix);
+        docs.iter().filter(|doc| !doc.path.as_str().ends_with("/announced")).count()
+    };
+    world.until("an empty spool", async || (left() == 0).then_some(())).await;
+    process.stop().await;
 }

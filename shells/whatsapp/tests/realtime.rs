@@ -210,6 +210,40 @@ async fn groups_know_who_wrote_what_under_either_id() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn in_a_group_only_admins_delete_what_others_wrote() {
+    let world = World::linked().await;
+    let anna = world.account.contact("15550000002", "102");
+    let ben = world.account.contact("15550000003", "103");
+    let group = world.account.group("120363000000000001", "Team", &[&anna, &ben]);
+    let process = world.start().await;
+    process.opened(1).await;
+    let chat = group.jid().to_string();
+    let hers = |id: &str| {
+        MessageField::some(wa::MessageKey {
+            id: Some(id.into()),
+            from_me: Some(false),
+            participant: Some(anna.lid().to_string()),
+            ..Default::default()
+        })
+    };
+    let kept = anna.text_to(&group, "kept");
+    world.until_message(&chat, &kept).await;
+    ben.send_to(&group, revoke(hers(&kept)));
+    let own = ben.text_to(&group, "my own");
+    ben.send_to(&group, revoke(key(&own, true)));
+    world.account.wait_drained().await;
+    let revoked = async |id: &str| world.message(&chat, id).await.unwrap().bool("revoked");
+    assert_eq!(revoked(&kept).await, None);
+    assert_eq!(revoked(&own).await, Some(true));
+
+    group.promote(&ben);
+    ben.send_to(&group, revoke(hers(&kept)));
+    world.account.wait_drained().await;
+    assert_eq!(revoked(&kept).await, Some(true));
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn both_names_of_a_person_lead_to_one_chat_also_after_a_restart() {
     let world = World::linked().await;
     let anna = world.account.contact("15550000002", "102");

@@ -442,7 +442,7 @@ pub(crate) async fn write_outbox(world: &World, chat: &str, unique: &str, body: 
     id
 }
 
-fn keys() -> SessionKeys {
+pub(crate) fn keys() -> SessionKeys {
     let key = base64::engine::general_purpose::STANDARD.encode([7; 32]);
     SessionKeys::parse(&format!("test:{key}")).unwrap()
 }
