@@ -66,11 +66,24 @@ impl SqliteStore {
         Self::open_with_clock(path, Arc::new(LinuxClock))
     }
 
+    /// Opens a file that no other process uses, with fewer threads: one reads, and none looks out
+    /// for commits of others, of which watchers are not told.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_alone(path: &Path) -> Result<Self, StoreError> {
+        Self::open_as(path, Arc::new(LinuxClock), true)
+    }
+
     /// Opens the file with another source of time; all processes of a host must use the same.
     ///
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_with_clock(path: &Path, host: Arc<dyn HostClock>) -> Result<Self, StoreError> {
+        Self::open_as(path, host, false)
+    }
+
+    fn open_as(path: &Path, host: Arc<dyn HostClock>, alone: bool) -> Result<Self, StoreError> {
         create_private(path)?;
         let mut db = schema::open_writer(path).map_err(not_done)?;
         let clock = {
@@ -97,17 +110,19 @@ impl SqliteStore {
         shared.spawn("sqlite-write", move || {
             threads::write(writer, &lanes, &changes, &own_commits)
         })?;
-        for _ in 0..READERS {
+        for _ in 0..if alone { 1 } else { READERS } {
             let db = schema::open_reader(path).map_err(not_done)?;
             let reads = Arc::clone(&shared.reads);
             shared.spawn("sqlite-read", move || threads::read(&db, &reads))?;
         }
-        let db = schema::open_reader(path).map_err(not_done)?;
-        let (closing, changes) = (Arc::clone(&shared.closing), shared.changes.clone());
-        let own_commits = Arc::clone(&shared.own_commits);
-        shared.spawn("sqlite-watch", move || {
-            threads::look_out(&db, &closing, &changes, &own_commits);
-        })?;
+        if !alone {
+            let db = schema::open_reader(path).map_err(not_done)?;
+            let (closing, changes) = (Arc::clone(&shared.closing), shared.changes.clone());
+            let own_commits = Arc::clone(&shared.own_commits);
+            shared.spawn("sqlite-watch", move || {
+                threads::look_out(&db, &closing, &changes, &own_commits);
+            })?;
+        }
         Ok(Self { shared: Arc::new(shared) })
     }
 

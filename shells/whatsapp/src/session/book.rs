@@ -45,7 +45,7 @@ const COMMIT_REMOVALS: usize = 200;
 /// So many documents are read at once when a session is opened.
 const READ_AT_ONCE: u32 = 40;
 /// A commit that met contention or got no answer is sent so often.
-const ATTEMPTS: u32 = 3;
+const ATTEMPTS: u32 = 2;
 /// After a wipe the journal goes on so far behind the last entry seen: a late one lies before.
 const WIPE_GAP: u64 = 1_000;
 
@@ -134,7 +134,8 @@ struct Flight {
     next: u64,
     bytes: usize,
     pages: BTreeSet<u32>,
-    removed: BTreeSet<DocPath>,
+    /// What is garbage after it, if that changes
+    garbage: Option<BTreeSet<DocPath>>,
 }
 
 impl<S: Store> Book<S> {
@@ -188,7 +189,7 @@ impl<S: Store> Book<S> {
             next,
             bytes: plain.len(),
             pages: BTreeSet::new(),
-            removed: BTreeSet::new(),
+            garbage: None,
         });
         Ok(())
     }
@@ -274,15 +275,20 @@ impl<S: Store> Book<S> {
             removals.extend((head.start..self.next).map(|entry| self.path(&entry_name(entry))));
             head.start = self.next;
         }
-        // All of them are garbage once this is durable; those that do not fit in go later.
-        let mut garbage = std::mem::take(&mut self.garbage);
-        garbage.extend(removals);
-        let removed: BTreeSet<DocPath> = garbage.iter().take(COMMIT_REMOVALS).cloned().collect();
-        self.garbage = garbage;
+        // All of them are garbage once this is durable; those that do not fit in go later. What is
+        // written anew is none any more.
+        let mut garbage = &self.garbage | &removals;
+        for write in &writes {
+            garbage.remove(&write.path);
+        }
+        let removed: Vec<DocPath> = garbage.iter().take(COMMIT_REMOVALS).cloned().collect();
+        for path in &removed {
+            garbage.remove(path);
+        }
         let mut all = self.fence();
         all.push(self.head_write(&head)?);
         all.extend(writes);
-        all.extend(removed.iter().map(|path| Write::delete(path.clone(), Precondition::Any)));
+        all.extend(removed.into_iter().map(|path| Write::delete(path, Precondition::Any)));
         self.flight = Some(Flight {
             writes: all,
             uncertain: false,
@@ -291,7 +297,7 @@ impl<S: Store> Book<S> {
             next: self.next,
             bytes: 0,
             pages,
-            removed,
+            garbage: Some(garbage),
         });
         Ok(())
     }
@@ -349,11 +355,11 @@ impl<S: Store> Book<S> {
         let paths: Vec<DocPath> = guarded.iter().map(|write| write.path.clone()).collect();
         let docs = self.store.get(&paths).await?.docs;
         let found = || guarded.iter().zip(&docs);
-        let applied = found().filter_map(|(write, doc)| {
+        let mut applied = found().filter_map(|(write, doc)| {
             let WriteOp::Merge(fields) = &write.op else { return None };
             Some(doc.as_ref().is_some_and(|doc| doc.fields == set_fields(fields)))
         });
-        if applied.fold(true, |all, one| all && one) {
+        if applied.all(|applied| applied) {
             let head = found().find(|(write, _)| is_head(&write.path));
             return Ok(Look::Applied(head.and_then(|(_, doc)| Some(doc.as_ref()?.version))));
         }
@@ -383,8 +389,8 @@ impl<S: Store> Book<S> {
                 self.filling.iter_mut().for_each(|f| *f = f.filter(|f| *f != page));
             }
         }
-        for path in flight.removed {
-            self.garbage.remove(&path);
+        if let Some(garbage) = flight.garbage {
+            self.garbage = garbage;
         }
         match &flight.cargo {
             Cargo::Rows(keys, _) => self.journaled.extend(keys.iter().cloned()),

@@ -105,7 +105,10 @@ impl<S: Store> Keeper<S> {
         let result = match refusal {
             Some(refusal) => Err(refusal),
             None if lock(&self.rows).is_settled() && !open.has_flight() => Ok(()),
-            None => self.commit(&mut open).await,
+            None => {
+                let ticket = lock(&self.rows).ticket();
+                self.commit(&mut open, ticket).await
+            }
         };
         lock(&self.rows).refuse(SessionError::Closed);
         // A store may have threads to wait for.
@@ -123,7 +126,7 @@ impl<S: Store> Keeper<S> {
             return outcome;
         }
         let Some(book) = &mut *book else { return Err(SessionError::Closed) };
-        let result = self.commit(book).await;
+        let result = self.commit(book, ticket).await;
         if let Err(e) = &result {
             lock(&self.rows).fail(e.clone());
         } else if book.is_full() && self.empty_journal(book).await.is_err() {
@@ -133,19 +136,24 @@ impl<S: Store> Keeper<S> {
         result
     }
 
-    /// Commits everything that has changed.
-    async fn commit(&self, book: &mut Book<S>) -> Result<(), SessionError> {
+    /// Commits what has changed until those with this ticket need not wait any more.
+    async fn commit(&self, book: &mut Book<S>, ticket: u64) -> Result<(), SessionError> {
         self.finish(book).await?;
         loop {
             {
                 let mut rows = lock(&self.rows);
+                if let Some(outcome) = rows.outcome(ticket)
+                    && outcome.is_ok()
+                {
+                    return outcome;
+                }
                 let keys = rows.depart(COMMIT_BYTES);
-                let ticket = rows.all_departed();
+                let departed = rows.all_departed();
                 if keys.is_empty() {
-                    rows.landed(&[], ticket);
+                    rows.landed(&[], departed);
                     return Ok(());
                 }
-                if let Err((keys, e)) = book.write_entry(&rows, keys, ticket) {
+                if let Err((keys, e)) = book.write_entry(&rows, keys, departed) {
                     rows.turned_back(keys);
                     return Err(e);
                 }

@@ -32,7 +32,7 @@ impl Directory {
         blocking(move || {
             DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(&directory)?;
             std::fs::set_permissions(&directory, Permissions::from_mode(DIRECTORY_MODE))?;
-            let store = SqliteStore::open(&file)?;
+            let store = SqliteStore::open_alone(&file)?;
             std::fs::set_permissions(&file, Permissions::from_mode(FILE_MODE))?;
             Ok(store)
         })

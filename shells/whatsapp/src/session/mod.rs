@@ -116,15 +116,16 @@ impl<S: Store> Sessions<S> {
     }
 
     /// The accounts whose linked devices lie on this host. Empty for sessions in the common store,
-    /// which lie on no host.
+    /// which lie on no host. An account whose file cannot be read is one of them: opening it says
+    /// what is wrong.
     ///
     /// # Errors
-    /// [`SessionError`] if the directory or one of its files cannot be read.
+    /// [`SessionError`] if the directory cannot be read.
     pub async fn known(&self) -> Result<Vec<AccountId>, SessionError> {
         let mut known = Vec::new();
         if let Kept::Local(directory) = &self.kept {
             for account in directory.accounts().await? {
-                if self.is_paired(&account).await? {
+                if !matches!(self.is_paired(&account).await, Ok(false)) {
                     known.push(account);
                 }
             }

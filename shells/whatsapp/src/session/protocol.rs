@@ -228,7 +228,8 @@ impl<S: Store> ProtocolStore for Keeper<S> {
         let key = sent_key(chat_jid, message_id);
         let take = self.write(|rows| {
             let payload = rows.rows().get(&key).map(|value| unstamped(value).to_vec());
-            rows.remove(&key);
+            // After a crash it can be taken once more, which repeats a second try.
+            rows.forget(&key);
             payload
         });
         Ok(take.await?)

@@ -6,6 +6,7 @@
 
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
 
@@ -60,7 +61,7 @@ impl Table {
 
 /// Names a row: its table, then what names it there.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Key(Box<[u8]>);
+pub(crate) struct Key(Arc<[u8]>);
 
 impl Key {
     pub(crate) fn new(table: Table, name: impl AsRef<[u8]>) -> Self {
@@ -73,7 +74,7 @@ impl Key {
 
     /// A row that belongs to something that has several.
     pub(crate) fn nested(table: Table, owner: &str, name: impl AsRef<[u8]>) -> Self {
-        let mut key = Self::owned(table, owner).0.into_vec();
+        let mut key = Self::owned(table, owner).0.to_vec();
         key.extend(name.as_ref());
         Self(key.into())
     }
@@ -149,6 +150,8 @@ pub(crate) struct Rows {
 
 impl Rows {
     pub(crate) fn new(rows: BTreeMap<Key, Row>, paired: bool) -> Self {
+        // Made at once the map takes less memory than made row by row.
+        let rows = rows.into_iter().collect();
         Self { rows, paired, ..Self::default() }
     }
 
