@@ -153,7 +153,7 @@ async fn a_chunk_that_cannot_be_fetched_is_reported() {
     world.double.media().fail_next(&[404; 8]);
     world.account.phone().send_all_history(1, Via::Blob);
     let missing = |seen: &[GatewayEvent]| {
-        seen.iter().any(|event| *event == GatewayEvent::ChunkMissing).then_some(())
+        seen.contains(&GatewayEvent::ChunkMissing).then_some(())
     };
     // The client says nothing of it, so it takes a while; virtual here.
     tokio::time::sleep(Duration::from_secs(240)).await;
@@ -178,7 +178,7 @@ async fn a_chunk_that_a_process_lost_is_reported_by_the_next() {
     process
         .seen
         .until("the report", |seen| {
-            seen.iter().any(|event| *event == GatewayEvent::ChunkMissing).then_some(())
+            seen.contains(&GatewayEvent::ChunkMissing).then_some(())
         })
         .await;
     process.stop().await;
@@ -249,7 +249,7 @@ async fn a_damaged_chunk_gives_what_it_has_and_is_reported() {
     process
         .seen
         .until("the report", |seen| {
-            seen.iter().any(|event| *event == GatewayEvent::ChunkMissing).then_some(())
+            seen.contains(&GatewayEvent::ChunkMissing).then_some(())
         })
         .await;
     until_unspooled(&process, 1).await;
