@@ -75,9 +75,10 @@ fn writes(batch: u32, size: u32) -> Vec<Write> {
 
 async fn commits(path: &Path, size: u32, messages: u32) -> Duration {
     let store = SqliteStore::open(path).expect("the file opens");
+    let commits: Vec<Vec<Write>> = (0..messages / size).map(|batch| writes(batch, size)).collect();
     let started = Instant::now();
-    for batch in 0..messages / size {
-        store.commit(writes(batch, size)).await.expect("the commit is applied");
+    for commit in commits {
+        store.commit(commit).await.expect("the commit is applied");
     }
     started.elapsed()
 }
@@ -90,19 +91,24 @@ fn bare_loop(path: &Path, size: u32, messages: u32) -> Duration {
     db.pragma_update(None, "wal_autocheckpoint", 4_000).expect("a setting");
     db.pragma_update(None, "cache_size", -32_000).expect("a setting");
     let body = vec![b'x'; 430];
+    let row = |at: u32| {
+        let n = at % size;
+        let name = format!("3EB0{:08X}", at.wrapping_mul(2_654_435_761));
+        let key = [&[4], n.to_be_bytes().as_slice(), &[0; 4], name.as_bytes()].concat();
+        (n, name, key)
+    };
+    let rows: Vec<(u32, String, Vec<u8>)> = (0..messages).map(row).collect();
     let started = Instant::now();
-    for batch in 0..messages / size {
+    for batch in rows.chunks(usize::try_from(size).expect("a small number")) {
         let tx = db.transaction().expect("a transaction");
-        for n in 0..size {
-            let id = (batch * size + n).wrapping_mul(2_654_435_761);
-            let (name, thread) = (format!("3EB0{id:08X}"), n % 50);
+        for (n, name, key) in batch {
+            let thread = n % 50;
             tx.prepare_cached(
                 "INSERT INTO documents(collection, name, version, update_time, fields) \
                  VALUES(?, ?, ?, ?, ?)",
             )
             .and_then(|mut s| s.execute(params![thread, name, n, n, body]))
             .expect("an insert");
-            let key = [&[4], n.to_be_bytes().as_slice(), &[0; 4], name.as_bytes()].concat();
             tx.prepare_cached("INSERT INTO entries VALUES(0, ?, ?, ?)")
                 .and_then(|mut s| s.execute(params![thread, key, tx.last_insert_rowid()]))
                 .expect("an insert");

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use backfill_core::doc::{CollectionPath, DocPath, FieldPath, Fields, Version, Write, WriteOp};
+use backfill_core::doc::{
+    CollectionPath, DocPath, FieldPath, Fields, Precondition, Version, Write, WriteOp,
+};
 use backfill_core::time::StoreTime;
 use backfill_driver::port::{Committed, StoreError};
 use backfill_driver::semantics::{field_at, holds, merged};
@@ -53,6 +55,7 @@ impl Writer {
                 let answer = |durable: &Failed| match durable {
                     Failed::AtCommit(e) => unknown(e.to_string()),
                     Failed::Before(e) => not_done_again(e),
+                    Failed::Taken => StoreError::Conflict(None),
                 };
                 Outcome {
                     answers: group.iter().map(|_| Err(answer(&error))).collect(),
@@ -79,6 +82,7 @@ impl Writer {
         let commit_time = self.clock.now().max(StoreTime::from_micros(last_commit));
         let mut apply = Apply {
             tx: &tx,
+            lone: group.len() == 1,
             collections: &mut self.collections,
             commit_time,
             last_version,
@@ -123,6 +127,8 @@ enum Failed {
     AtCommit(rusqlite::Error),
     /// It was rolled back
     Before(rusqlite::Error),
+    /// It was rolled back, because a document that its only commit creates is there already
+    Taken,
 }
 
 impl From<rusqlite::Error> for Failed {
@@ -144,6 +150,9 @@ fn not_done_again(e: &rusqlite::Error) -> StoreError {
 /// One transaction under way.
 struct Apply<'a> {
     tx: &'a Transaction<'a>,
+    /// There is one commit only: if it fails half-way, the transaction does. So what it creates
+    /// need not be looked for first.
+    lone: bool,
     collections: &'a mut BTreeMap<CollectionPath, i64>,
     commit_time: StoreTime,
     last_version: i64,
@@ -166,12 +175,14 @@ enum Change {
 
 impl Apply<'_> {
     /// Applies one commit, or nothing of it.
-    fn commit(&mut self, writes: &[Write]) -> rusqlite::Result<Result<Committed, StoreError>> {
+    fn commit(&mut self, writes: &[Write]) -> Result<Result<Committed, StoreError>, Failed> {
         let mut changes = Vec::with_capacity(writes.len());
         let mut versions = Vec::with_capacity(writes.len());
         let mut last_version = self.last_version;
         for write in writes {
-            let before = self.row(&write.path)?;
+            let creates =
+                write.precondition == Precondition::Absent && matches!(write.op, WriteOp::Merge(_));
+            let before = if self.lone && creates { None } else { self.row(&write.path)? };
             let version = before.as_ref().map(|row| row.version);
             if !holds(write.precondition, version) {
                 return Ok(Err(StoreError::Conflict(None)));
@@ -232,23 +243,27 @@ impl Apply<'_> {
         collection: &CollectionPath,
         name: &str,
         change: Change,
-    ) -> rusqlite::Result<()> {
+    ) -> Result<(), Failed> {
         let id = self.collection(collection)?;
         let time = self.commit_time.as_micros();
         match change {
             Change::Delete(row) => {
                 self.tx.prepare_cached("DELETE FROM documents WHERE id = ?")?.execute([row.id])?;
-                self.index(collection, id, name, row.id, Some(&row.fields), None)
+                self.index(collection, id, name, row.id, Some(&row.fields), None)?;
             }
             Change::Insert(fields, version) => {
-                self.tx
+                let inserted = self
+                    .tx
                     .prepare_cached(
                         "INSERT INTO documents(collection, name, version, update_time, fields) \
-                         VALUES(?, ?, ?, ?, ?)",
+                         VALUES(?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
                     )?
                     .execute(params![id, name, version.0, time, codec::encode(&fields)])?;
+                if inserted == 0 {
+                    return Err(Failed::Taken);
+                }
                 let row = self.tx.last_insert_rowid();
-                self.index(collection, id, name, row, None, Some(&fields))
+                self.index(collection, id, name, row, None, Some(&fields))?;
             }
             Change::Update(row, fields, version) => {
                 self.tx
@@ -257,9 +272,10 @@ impl Apply<'_> {
                          WHERE id = ?",
                     )?
                     .execute(params![version.0, time, codec::encode(&fields), row.id])?;
-                self.index(collection, id, name, row.id, Some(&row.fields), Some(&fields))
+                self.index(collection, id, name, row.id, Some(&row.fields), Some(&fields))?;
             }
         }
+        Ok(())
     }
 
     /// Moves a document's index entries from where they were to where they belong.

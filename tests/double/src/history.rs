@@ -144,7 +144,7 @@ impl Chat {
 /// Files on the media host
 #[derive(Default)]
 pub(crate) struct Blobs {
-    files: BTreeMap<String, Vec<u8>>,
+    pub(crate) files: BTreeMap<String, Vec<u8>>,
     /// Status codes that the next requests get instead of a file
     pub(crate) failures: Vec<u16>,
     pub(crate) requests: usize,

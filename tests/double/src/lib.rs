@@ -21,6 +21,7 @@ mod iq;
 mod keys;
 mod log;
 mod media;
+mod media_port;
 mod memory;
 mod noise;
 mod pair_code;
@@ -51,6 +52,7 @@ pub use crate::fault::Fault;
 pub use crate::history::{Chat, PAGE_CAP, Stored, Via};
 pub use crate::log::{HistoryRequest, Receipt, Seen, SentMessage};
 pub use crate::media::MediaHost;
+pub use crate::media_port::MediaServer;
 pub use crate::memory::MemoryTransport;
 pub use crate::noise::Handshake;
 pub use crate::phone::{Answer, Phone};
@@ -61,6 +63,12 @@ use crate::noise::Session;
 use crate::phone::PhoneState;
 use crate::server::{AccountState, ConnectionId, State};
 use crate::wire::Command;
+
+/// Lets clients of this process register with a [`Double`] that lives in another one. Must come
+/// before any cryptography; `false` if it came too late. [`Double::new`] does the same.
+pub fn trust_doubles() -> bool {
+    chain::install()
+}
 
 /// A world of its own: a server, its accounts and their contacts
 #[derive(Clone)]
@@ -131,6 +139,12 @@ impl Double {
     /// Serves this world on a port of localhost. Fails if no port can be had.
     pub async fn listen(&self) -> Result<WebSocketServer> {
         WebSocketServer::listen(self.clone()).await
+    }
+
+    /// Serves the files of this world, and the version page that clients look at before they
+    /// connect, on a port of localhost. Fails if no port can be had.
+    pub async fn listen_for_media(&self) -> Result<MediaServer> {
+        MediaServer::listen(self.clone()).await
     }
 
     /// The HTTP client through which clients fetch their files.

@@ -42,6 +42,11 @@ impl MediaHost {
         }
     }
 
+    /// The paths of all files, in order.
+    pub fn paths(&self) -> Vec<String> {
+        self.double.with(|state| state.blobs.files.keys().cloned().collect())
+    }
+
     /// How many requests there have been.
     pub fn requests(&self) -> usize {
         self.double.with(|state| state.blobs.requests)

@@ -1,4 +1,7 @@
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use wacore::types::events::Event;
+use whatsapp_double::Via;
 use whatsapp_rust::transport::DisconnectReason;
 use whatsapp_rust_tokio_transport::TokioWebSocketTransportFactory;
 
@@ -54,4 +57,41 @@ async fn a_device_is_linked_over_a_real_socket() {
     client.message(&id).await;
     account.wait_drained().await;
     client.stop().await;
+}
+
+#[tokio::test]
+async fn files_and_the_version_come_over_a_real_port() {
+    let (double, account) = world();
+    let media = double.listen_for_media().await.unwrap();
+    let backend = empty_backend();
+    account.seed(&backend).await.unwrap();
+    let client = Client::start(&double, backend).await;
+    client.connected().await;
+    let chat = account.contact("15550000002", "102").pn().clone();
+    account.phone().keep_texts(&chat, "old", 1_700_000_000, 3);
+    account.phone().send_all_history(1, Via::Blob);
+    let path = double.media().paths().pop().unwrap();
+
+    let (status, body) = get(&media.url(), &path).await;
+    assert_eq!(status, 200);
+    assert!(!body.is_empty());
+    assert_eq!(get(&media.url(), "/nothing").await.0, 404);
+    let (status, page) = get(&media.url(), "/sw.js").await;
+    assert_eq!(status, 200);
+    let version = whatsapp_rust::version::parse_sw_js(&String::from_utf8(page).unwrap());
+    assert_eq!(version, Some((2, 3000, 1)));
+    client.stop().await;
+}
+
+/// Status code and body of a GET.
+async fn get(base: &str, path: &str) -> (u16, Vec<u8>) {
+    let host = base.strip_prefix("http://").unwrap();
+    let mut stream = TcpStream::connect(host).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.unwrap();
+    let end = answer.windows(4).position(|w| w == b"\r\n\r\n").unwrap();
+    let status = std::str::from_utf8(&answer[9..12]).unwrap().parse().unwrap();
+    (status, answer.split_off(end + 4))
 }
