@@ -46,14 +46,14 @@ impl EventHandler for Events {
                 link.aside(Aside::Messages(Arc::clone(&batch.messages)));
             }
             Event::Receipt(receipt) => link.aside(Aside::Records(convert::receipts(receipt))),
-            Event::UndecryptableMessage(message) => {
-                // What only changes another message, such as a reaction, leaves no gap.
-                if message.decrypt_fail_mode == DecryptFailMode::Show {
-                    let info = Arc::clone(&message.info);
-                    // The phone has nothing of it either.
-                    let lost = message.unavailable_type == UnavailableType::ViewOnce;
-                    link.aside(Aside::Undecryptable { info, lost });
-                }
+            // What is hidden only changes another message, as a reaction does, and leaves no gap.
+            Event::UndecryptableMessage(message)
+                if message.decrypt_fail_mode == DecryptFailMode::Show =>
+            {
+                let info = Arc::clone(&message.info);
+                // The phone has nothing of it either.
+                let lost = message.unavailable_type == UnavailableType::ViewOnce;
+                link.aside(Aside::Undecryptable { info, lost });
             }
             Event::ContactUpdate(update) => {
                 link.aside(Aside::Records(vec![convert::contact(update)]));
@@ -69,9 +69,7 @@ impl EventHandler for Events {
             Event::ServerAck(ack) => link.acknowledged(ack),
 
             Event::PairingQrCode(qr) => {
-                if link.show_qr(pair::picture(&qr.code)) {
-                    link.aside(Aside::AskForCode);
-                }
+                link.show_qr(pair::picture(&qr.code));
             }
             Event::PairingCode(code) => link.show_code(Some(code.code.as_str().into())),
             Event::PairingCodeRefresh(_) => link.aside(Aside::AskForCode),

@@ -5,7 +5,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use backfill_core::id::{AccountId, RequestId};
-use backfill_core::io::{Answer, CloseReason, GatewayCall, GatewayEvent, GatewayRequest, Rejection};
+use backfill_core::io::{
+    Answer, CloseReason, GatewayCall, GatewayEvent, GatewayRequest, Rejection,
+};
 use backfill_core::jid::Jid;
 use backfill_core::time::Mono;
 use backfill_driver::Handle;
@@ -303,4 +305,3 @@ const LOGOUT_LIMIT: Duration = Duration::from_secs(10);
 const OPEN_LIMIT: Duration = Duration::from_secs(20);
 /// Chunks of all accounts that are read at once.
 const READERS: usize = 2;
-

@@ -258,16 +258,19 @@ mod tests {
     }
 
     fn ids(records: &[Record]) -> Vec<&str> {
-        let id = |record| match record {
-            &Record::Message(ref message) => Some(message.key.id.as_str()),
-            _ => None,
-        };
-        records.iter().filter_map(id).collect()
+        let mut ids = Vec::new();
+        for record in records {
+            if let Record::Message(message) = record {
+                ids.push(message.key.id.as_str());
+            }
+        }
+        ids
     }
 
     #[test]
     fn neighbouring_parts_share_a_message_and_only_the_last_ends_the_conversation() {
-        let split = |count| parts(7, messages(count), Chat::default().into(), PageEnd::EndOfHistory);
+        let split =
+            |count| parts(7, messages(count), Chat::default().into(), PageEnd::EndOfHistory);
         let one = split(PART);
         assert_eq!(one.len(), 1);
         assert_eq!((one[0].0, one[0].1), (8, PageEnd::EndOfHistory));

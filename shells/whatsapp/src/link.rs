@@ -204,15 +204,17 @@ impl Link {
         state.unlinked = true;
     }
 
-    /// A new code to scan; whether a code to type in should be asked for as well.
-    pub(crate) fn show_qr(&self, qr: Option<SmolStr>) -> bool {
+    /// A new code to scan. With the first one, a code to type in is asked for as well.
+    pub(crate) fn show_qr(&self, qr: Option<SmolStr>) {
         let first = {
             let mut state = self.state();
             state.qr = qr;
             !std::mem::replace(&mut state.code_asked, true)
         };
         self.report_pairing();
-        first
+        if first {
+            self.aside(Aside::AskForCode);
+        }
     }
 
     /// A code to type in.

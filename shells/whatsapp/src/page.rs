@@ -50,7 +50,8 @@ pub(crate) async fn ask(
         return Answer::Rejected(Rejection::Unavailable);
     }
     // The field says milliseconds, but phones answer only to seconds.
-    let sent = client.fetch_message_history(&chat, &anchor.id, anchor.from_me, anchor.second, count);
+    let sent =
+        client.fetch_message_history(&chat, &anchor.id, anchor.from_me, anchor.second, count);
     match timeout(ASK_LIMIT, sent).await {
         Ok(Ok(id)) => {
             account.note_asked(id.into(), Asked { request, thread, source });

@@ -16,6 +16,7 @@ use backfill_core::doc::{FieldPath, Precondition, Value, Write};
 use backfill_core::id::OutboxId;
 use backfill_core::policy::Settings;
 use backfill_driver::port::Store;
+use gateway_whatsapp::Spool;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::timeout;
@@ -23,16 +24,17 @@ use whatsapp_double::{Contact, Seen, Via};
 
 use crate::harness::store::Life;
 use crate::harness::transport::Mortal;
-use crate::harness::{World, write_outbox};
+use crate::harness::{World, keys, write_outbox};
 
 /// In real time: each process has a runtime of its own, which is torn down under it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whatever_step_is_the_last_nothing_is_lost_and_nothing_is_there_twice() {
     let schedules = std::env::var("WA_CRASH_SCHEDULES").ok();
-    let schedules: u64 = schedules.map_or(20, |count| count.parse().unwrap());
+    let schedules: u64 = schedules.map_or(40, |count| count.parse().unwrap());
     let mut totals = BTreeMap::<&'static str, u64>::new();
     for seed in 0..schedules {
-        let told = Schedule::run(seed).await;
+        let told = timeout(Duration::from_secs(120), Schedule::run(seed)).await;
+        let told = told.unwrap_or_else(|_| panic!("seed {seed} does not come to an end"));
         for (what, count) in told {
             *totals.entry(what).or_default() += count;
         }
@@ -50,6 +52,7 @@ struct Schedule {
     outbox: Vec<(String, String)>,
     history: BTreeSet<(String, String)>,
     written: u32,
+    spool: Spool,
 }
 
 impl Schedule {
@@ -58,7 +61,13 @@ impl Schedule {
         let contacts = (0..4)
             .map(|n| world.account.contact(&format!("155510000{n:02}"), &format!("2000{n:02}")))
             .collect();
+        // Both kinds of spool, in turns.
+        let spool = match seed % 2 {
+            0 => Spool::disk(world.directory.join("spool")),
+            _ => Spool::shared(keys()),
+        };
         let mut schedule = Self {
+            spool,
             world,
             random: StdRng::seed_from_u64(seed),
             contacts,
@@ -70,7 +79,7 @@ impl Schedule {
         let mut totals = BTreeMap::<&'static str, u64>::new();
         let lives = schedule.random.random_range(1..=3);
         for _ in 0..lives {
-            let steps = schedule.random.random_range(1..=500);
+            let steps = schedule.random.random_range(1..=250);
             let died = schedule.live(steps).await;
             *totals.entry("died in the middle").or_default() += u64::from(died);
             *totals.entry("lives").or_default() += 1;
@@ -91,6 +100,7 @@ impl Schedule {
         let inner = self.world.double.transport();
         options.transport = Arc::new(Mortal { inner, life: life.clone() });
         options.history_timeout = Duration::from_millis(500);
+        options.spool = self.spool.clone();
         let settings = settings(&self.world);
         let before = self.random.random_range(0..4);
         self.happen(before).await;
@@ -148,7 +158,8 @@ impl Schedule {
                 self.history.insert((chat.to_string(), format!("h{n}-{m}")));
             }
         }
-        let sync = phone.history_of(waproto::whatsapp::history_sync::HistorySyncType::RECENT, &chats);
+        let sync =
+            phone.history_of(waproto::whatsapp::history_sync::HistorySyncType::RECENT, &chats);
         phone.send_history(&sync, Via::Blob);
     }
 
@@ -156,7 +167,10 @@ impl Schedule {
     async fn bury(&self) {
         let instances = self.world.store.documents("instances/").into_iter();
         let dead = |path| {
-            let fields = vec![(FieldPath::new("state"), Value::from("dead").into())];
+            let fields = vec![
+                (FieldPath::new("state"), Value::from("dead").into()),
+                (FieldPath::new("live"), Value::from(false).into()),
+            ];
             Write::merge(path, Precondition::Exists, fields)
         };
         let writes: Vec<_> = instances.map(|doc| dead(doc.path.clone())).collect();
@@ -171,8 +185,12 @@ impl Schedule {
         world.double.set_patience(Duration::from_secs(30));
         let mut options = world.options();
         options.history_timeout = Duration::from_millis(500);
+        options.spool = self.spool.clone();
         let process = world.start_with(world.store.clone(), options, settings(world)).await;
-        process.opened(1).await;
+        if timeout(Duration::from_secs(30), process.opened(1)).await.is_err() {
+            let calls: Vec<_> = process.seen.calls().into_iter().map(|c| c.call).collect();
+            panic!("seed {seed}: not connected: {:?} {calls:?}", process.seen.events());
+        }
         world.account.wait_drained().await;
         for (outbox, _) in &self.outbox {
             let path = format!("outbox/{outbox}");

@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use backfill_core::coverage::PageEnd;
 use backfill_core::io::{GatewayCall, GatewayEvent, Source};
+use gateway_whatsapp::Spool;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use waproto::whatsapp::history_sync::HistorySyncType;
-use whatsapp_double::Via;
+use whatsapp_double::{Stored, Via, text};
 
-use crate::harness::{Process, World};
+use crate::harness::{Process, World, keys};
 
 const START: u64 = 1_740_000_000;
 
@@ -54,9 +57,7 @@ async fn all_of_it_arrives_and_the_spool_is_empty_again() {
     let process = world.start().await;
     process.opened(1).await;
     world.account.phone().send_all_history(3, Via::Blob);
-    world
-        .until("600 messages", async || (world.messages().len() == 600).then_some(()))
-        .await;
+    world.until("600 messages", async || (world.messages().len() == 600).then_some(())).await;
     until_unspooled(&process, 3).await;
     let message = world.message("15551000003@s.whatsapp.net", "m3-7").await.unwrap();
     assert_eq!(message.str("syncSource"), Some("history_sync"));
@@ -137,9 +138,7 @@ async fn what_was_spooled_is_read_by_the_next_process() {
     process
         .seen
         .until("what lay in the spool", |seen| {
-            seen.iter()
-                .find(|e| matches!(e, GatewayEvent::Chunk { spooled: true, .. }))
-                .map(|_| ())
+            seen.iter().find(|e| matches!(e, GatewayEvent::Chunk { spooled: true, .. })).map(|_| ())
         })
         .await;
     process.stop().await;
@@ -154,7 +153,7 @@ async fn a_chunk_that_cannot_be_fetched_is_reported() {
     world.double.media().fail_next(&[404; 8]);
     world.account.phone().send_all_history(1, Via::Blob);
     let missing = |seen: &[GatewayEvent]| {
-        seen.iter().any(|event| *event == GatewayEvent::ChunkMissing).then_some(())
+        seen.contains(&GatewayEvent::ChunkMissing).then_some(())
     };
     // The client says nothing of it, so it takes a while; virtual here.
     tokio::time::sleep(Duration::from_secs(240)).await;
@@ -179,7 +178,7 @@ async fn a_chunk_that_a_process_lost_is_reported_by_the_next() {
     process
         .seen
         .until("the report", |seen| {
-            seen.iter().any(|event| *event == GatewayEvent::ChunkMissing).then_some(())
+            seen.contains(&GatewayEvent::ChunkMissing).then_some(())
         })
         .await;
     process.stop().await;
@@ -250,10 +249,68 @@ async fn a_damaged_chunk_gives_what_it_has_and_is_reported() {
     process
         .seen
         .until("the report", |seen| {
-            seen.iter().any(|event| *event == GatewayEvent::ChunkMissing).then_some(())
+            seen.contains(&GatewayEvent::ChunkMissing).then_some(())
         })
         .await;
     until_unspooled(&process, 1).await;
     process.stop().await;
     assert_eq!(spooled(&world), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_spool_in_the_common_store_is_encrypted_and_kept_in_pieces() {
+    let world = World::linked().await;
+    let contact = world.account.contact("15551000000", "2000000");
+    let mut random = StdRng::seed_from_u64(7);
+    for n in 0..1_500 {
+        // What cannot be compressed, so that one piece is not enough.
+        let body: String =
+            (0..2_000).map(|_| char::from(random.random_range(b'0'..=b'z'))).collect();
+        let stored = Stored {
+            id: format!("m{n}"),
+            participant: None,
+            from_me: false,
+            timestamp: START + n,
+            push_name: None,
+            message: text(&format!("secret {body}")),
+        };
+        world.account.phone().keep(contact.pn(), stored);
+    }
+    world.store.broken.store(true, Ordering::Release);
+    let options = || {
+        let mut options = world.options();
+        options.spool = Spool::shared(keys());
+        options
+    };
+    let process = world.start_with(world.store.clone(), options(), world.settings()).await;
+    process.opened(1).await;
+    world.account.phone().send_all_history(1, Via::Blob);
+    let parses = || {
+        let calls = process.seen.calls();
+        calls.iter().filter(|c| matches!(c.call, GatewayCall::Parse { .. })).count()
+    };
+    world.until("a parse", async || (parses() >= 1).then_some(())).await;
+    process.stop().await;
+    let prefix = format!("accounts/{}/spool/", world.id.as_str());
+    let spooled = world.store.documents(&prefix);
+    assert!(spooled.len() >= 3, "{}", spooled.len());
+    for doc in &spooled {
+        if let Some(data) = doc.value("data") {
+            let backfill_core::doc::Value::Bytes(data) = data else { panic!("no bytes") };
+            assert!(data.len() < 900_000);
+            assert!(!data.windows(6).any(|bytes| bytes == b"secret"));
+        }
+    }
+    assert!(!world.directory.join("spool").exists());
+
+    // Another host, with the same key.
+    world.store.broken.store(false, Ordering::Release);
+    let process = world.start_with(world.store.clone(), options(), world.settings()).await;
+    world.until("all", async || (world.messages().len() == 1_500).then_some(())).await;
+    let left = || {
+        let docs = world.store.documents(&prefix);
+        docs.iter().filter(|doc| !doc.path.as_str().ends_with("/announced")).count()
+    };
+    world.until("an empty spool", async || (left() == 0).then_some(())).await;
+    process.stop().await;
 }

@@ -16,8 +16,8 @@ async fn a_long_history_arrives_complete_in_bounded_memory_while_people_write() 
     let setting = |name: &str, default: u64| {
         std::env::var(name).map_or(default, |value| value.parse().unwrap())
     };
-    let messages = setting("WA_LOAD_MESSAGES", 4_000);
-    let chats = setting("WA_LOAD_CHATS", 40);
+    let messages = setting("WA_LOAD_MESSAGES", 100_000);
+    let chats = setting("WA_LOAD_CHATS", 500);
     let directory = tempfile::tempdir().unwrap();
     let store = SqliteStore::open(&directory.path().join("store.db")).unwrap();
     let world = World::over(TestStore::sqlite(store)).await;
@@ -48,9 +48,7 @@ async fn a_long_history_arrives_complete_in_bounded_memory_while_people_write() 
             .seen
             .ingested()
             .iter()
-            .filter(|ingested| {
-                matches!(ingested.source, backfill_core::io::Source::Chunk { .. })
-            })
+            .filter(|ingested| matches!(ingested.source, backfill_core::io::Source::Chunk { .. }))
             .map(|ingested| u64::from(ingested.messages))
             .sum();
         if stored >= messages {
@@ -71,6 +69,48 @@ async fn a_long_history_arrives_complete_in_bounded_memory_while_people_write() 
         }
     }
     assert!(peak < before + 256 * 1_024, "{before} KiB before, {peak} KiB at most");
+    process.stop().await;
+}
+
+/// From the wire into a real database, and from the first word to the server to being linked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn live_messages_and_linking_are_quick() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = SqliteStore::open(&directory.path().join("store.db")).unwrap();
+    let world = World::over(TestStore::sqlite(store)).await;
+    let process = world.start().await;
+    world.until_status("qr_ready").await;
+    let code = world.code_on_show().await;
+    let begun = Instant::now();
+    world.account.scan(&code).unwrap();
+    process.opened(1).await;
+    let linked = begun.elapsed();
+    world
+        .account
+        .wait("keys", |seen| {
+            matches!(seen, whatsapp_double::Seen::KeysUploaded { .. }).then_some(())
+        })
+        .await;
+
+    let contacts: Vec<_> = (0..20)
+        .map(|n| world.account.contact(&format!("155530000{n:02}"), &format!("4000{n:02}")))
+        .collect();
+    let begun = Instant::now();
+    for round in 0..100 {
+        for contact in &contacts {
+            contact.text(&format!("{round}"));
+        }
+    }
+    world.account.wait_drained().await;
+    let took = begun.elapsed();
+    println!(
+        "linked after {linked:.1?}; 2000 live messages of 20 chats stored and confirmed in \
+         {took:.1?} ({:.0}/s)",
+        2_000.0 / took.as_secs_f64()
+    );
+    for contact in &contacts {
+        assert!(world.thread(&contact.pn().to_string()).await.is_some());
+    }
     process.stop().await;
 }
 

@@ -87,7 +87,8 @@ async fn an_answer_that_comes_twice_changes_nothing() {
     world.until("all", async || (world.messages().len() == 61).then_some(())).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
     let requests = process.seen.calls();
-    let requests = requests.iter().filter(|c| matches!(c.call, GatewayCall::History { .. })).count();
+    let requests =
+        requests.iter().filter(|c| matches!(c.call, GatewayCall::History { .. })).count();
     assert_eq!(pages(&process).len(), requests);
     let late = process.seen.ingested();
     let late = late.iter().filter(|ingested| ingested.source == Source::LatePage).count();

@@ -199,12 +199,47 @@ async fn groups_know_who_wrote_what_under_either_id() {
     let two = ben.text_to(&group, "two");
     let own = group.own_text("mine");
     let chat = group.jid().to_string();
-    for (id, sender) in [(&one, Some(ANNA)), (&two, Some("15550000003@s.whatsapp.net")), (&own, None)]
+    for (id, sender) in
+        [(&one, Some(ANNA)), (&two, Some("15550000003@s.whatsapp.net")), (&own, None)]
     {
         let message = world.until_message(&chat, id).await;
         assert_eq!(message.str("senderJid"), sender, "by number, although it came by LID");
     }
     world.account.wait_drained().await;
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn in_a_group_only_admins_delete_what_others_wrote() {
+    let world = World::linked().await;
+    let anna = world.account.contact("15550000002", "102");
+    let ben = world.account.contact("15550000003", "103");
+    let group = world.account.group("120363000000000001", "Team", &[&anna, &ben]);
+    let process = world.start().await;
+    process.opened(1).await;
+    let chat = group.jid().to_string();
+    let hers = |id: &str| {
+        MessageField::some(wa::MessageKey {
+            id: Some(id.into()),
+            from_me: Some(false),
+            participant: Some(anna.lid().to_string()),
+            ..Default::default()
+        })
+    };
+    let kept = anna.text_to(&group, "kept");
+    world.until_message(&chat, &kept).await;
+    ben.send_to(&group, revoke(hers(&kept)));
+    let own = ben.text_to(&group, "my own");
+    ben.send_to(&group, revoke(key(&own, true)));
+    world.account.wait_drained().await;
+    let revoked = async |id: &str| world.message(&chat, id).await.unwrap().bool("revoked");
+    assert_eq!(revoked(&kept).await, None);
+    assert_eq!(revoked(&own).await, Some(true));
+
+    group.promote(&ben);
+    ben.send_to(&group, revoke(hers(&kept)));
+    world.account.wait_drained().await;
+    assert_eq!(revoked(&kept).await, Some(true));
     process.stop().await;
 }
 

@@ -2,6 +2,7 @@
 
 use backfill_core::io::{CloseReason, GatewayEvent};
 use store_sqlite::SqliteStore;
+use whatsapp_rust::transport::TokioWebSocketTransportFactory;
 
 use crate::harness::World;
 use crate::harness::store::TestStore;
@@ -53,4 +54,24 @@ async fn the_same_with_a_real_database() {
     process.stop().await;
     drop(world);
     std::fs::remove_dir_all(&directory).unwrap();
+}
+
+/// In real time, as sockets want it.
+#[tokio::test]
+async fn the_same_over_a_real_socket() {
+    let world = World::linked().await;
+    let server = world.double.listen().await.unwrap();
+    let mut options = world.options();
+    let transport = TokioWebSocketTransportFactory::new().with_url(server.url());
+    options.transport = std::sync::Arc::new(transport);
+    let contact = world.account.contact("15550000002", "102");
+    let process = world.start_with(world.store.clone(), options, world.settings()).await;
+    process.opened(1).await;
+    for round in 0..20 {
+        contact.text(&format!("{round}"));
+    }
+    world.account.wait_drained().await;
+    assert_eq!(world.messages().len(), 20);
+    process.stop().await;
+    assert!(!world.account.is_connected());
 }

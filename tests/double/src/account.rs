@@ -151,7 +151,8 @@ impl Account {
         let members = members.iter().map(|contact| contact.pn().user.to_string());
         let members = members.chain([self.key()]).collect();
         self.double.with(|state| {
-            let group = GroupState { subject: subject.to_owned(), members };
+            let admins = Default::default();
+            let group = GroupState { subject: subject.to_owned(), members, admins };
             state.groups.insert(jid.to_string(), group);
             state.chat(&self.key(), &jid).name = Some(subject.to_owned());
         });

@@ -91,9 +91,14 @@ impl Contact {
 
     /// Sends a text to a group now; returns its id.
     pub fn text_to(&self, group: &Group, body: &str) -> String {
+        self.send_to(group, text(body))
+    }
+
+    /// Sends any content to a group now; returns its id.
+    pub fn send_to(&self, group: &Group, message: wa::Message) -> String {
         let id = self.double.with(State::new_id);
         let to = Destination::Group(group.jid.clone());
-        self.post(&id, now(), text(body), to, &group.jid);
+        self.post(&id, now(), message, to, &group.jid);
         id
     }
 
@@ -167,6 +172,15 @@ impl Group {
     /// The group's id.
     pub fn jid(&self) -> &Jid {
         &self.jid
+    }
+
+    /// Makes a member an admin, without a word to anybody.
+    pub fn promote(&self, member: &Contact) {
+        self.double.with(|state| {
+            if let Some(group) = state.groups.get_mut(&self.jid.to_string()) {
+                group.admins.insert(member.pn.user.to_string());
+            }
+        });
     }
 
     /// The owner of the account writes to the group from the phone; returns the message id.

@@ -226,7 +226,9 @@ impl State {
         let Some(id) = jid(iq, "to") else { return Err(unknown) };
         let Some(group) = self.groups.get(&id.to_string()) else { return Err(unknown) };
         let participant = |pn: &Jid, lid: &Jid| {
-            NodeBuilder::new("participant").attr("jid", lid).attr("phone_number", pn).build()
+            let member = NodeBuilder::new("participant").attr("jid", lid).attr("phone_number", pn);
+            let admin = group.admins.contains(pn.user.as_str());
+            if admin { member.attr("type", "admin").build() } else { member.build() }
         };
         let members = group.members.iter().filter_map(|pn| {
             let owner = self.accounts.get(pn).map(|account| (&account.pn, &account.lid));

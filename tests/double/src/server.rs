@@ -1,6 +1,6 @@
 //! The state of the server: who is registered, who is connected, who said what.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Weak;
 use std::time::Duration;
 
@@ -88,6 +88,8 @@ pub(crate) struct GroupState {
     pub(crate) subject: String,
     /// Phone numbers
     pub(crate) members: Vec<String>,
+    /// Those of the members who are admins
+    pub(crate) admins: BTreeSet<String>,
 }
 
 pub(crate) struct Connection {

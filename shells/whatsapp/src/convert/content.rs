@@ -215,10 +215,7 @@ mod tests {
     use waproto::buffa::MessageField;
 
     fn wrapped(message: wa::Message) -> MessageField<wa::message::FutureProofMessage> {
-        MessageField::some(wa::message::FutureProofMessage {
-            message: MessageField::some(message),
-            ..Default::default()
-        })
+        MessageField::some(wa::message::FutureProofMessage { message: MessageField::some(message) })
     }
 
     fn text(body: &str) -> wa::Message {
@@ -240,8 +237,7 @@ mod tests {
             height: Some(4),
             ..Default::default()
         };
-        let inner =
-            wa::Message { image_message: MessageField::some(image), ..Default::default() };
+        let inner = wa::Message { image_message: MessageField::some(image), ..Default::default() };
         let message = wa::Message { ephemeral_message: wrapped(inner), ..Default::default() };
         let content = content(&message).unwrap();
         assert_eq!((content.kind, content.body.as_str()), (MessageKind::Image, "look"));

@@ -1,8 +1,6 @@
 //! Messages as they arrive, live or from the offline queue.
 
-use backfill_core::incoming::{
-    Author, Content, Incoming, Key, MessageEvent, Record, SyncSource,
-};
+use backfill_core::incoming::{Author, Content, Incoming, Key, MessageEvent, Record, SyncSource};
 use smol_str::{SmolStr, ToSmolStr};
 use wacore::types::events::InboundMessage;
 use wacore::types::message::MessageInfo;

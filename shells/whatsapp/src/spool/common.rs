@@ -75,10 +75,8 @@ impl<S: Store> Keep for Common<S> {
             let label = label(account, &name, it.size);
             let sealed = self.seal.seal(&label, part).map_err(|_| Lost::Sealed)?;
             let key = self.seal.key();
-            let fields = vec![
-                (DATA, Value::Bytes(sealed.into()).into()),
-                (KEY, Value::from(key).into()),
-            ];
+            let fields =
+                vec![(DATA, Value::Bytes(sealed.into()).into()), (KEY, Value::from(key).into())];
             self.write(below(account, &name)?, fields).await?;
             pieces += 1;
         }

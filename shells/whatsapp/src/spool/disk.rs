@@ -182,8 +182,8 @@ mod tests {
     fn disk() -> Disk {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
-        let directory = std::env::temp_dir()
-            .join(format!("wa-spool-{}-{number}", std::process::id()));
+        let directory =
+            std::env::temp_dir().join(format!("wa-spool-{}-{number}", std::process::id()));
         fs::remove_dir_all(&directory).ok();
         Disk::new(directory)
     }

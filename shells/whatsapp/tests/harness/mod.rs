@@ -51,13 +51,7 @@ impl World {
         double.set_patience(PATIENCE);
         let account = double.account(PN, LID);
         let id = AccountId::of_phone("test", PN).unwrap();
-        let world = Self {
-            double,
-            account,
-            store,
-            id,
-            directory: temporary(),
-        };
+        let world = Self { double, account, store, id, directory: temporary() };
         world.put_account("connecting", &[]).await;
         world
     }
@@ -274,7 +268,8 @@ impl Process {
     pub(crate) async fn opened(&self, times: usize) {
         self.seen
             .until("an open connection", |seen| {
-                let opened = seen.iter().filter(|event| matches!(event, GatewayEvent::Opened { .. }));
+                let opened =
+                    seen.iter().filter(|event| matches!(event, GatewayEvent::Opened { .. }));
                 (opened.count() >= times).then_some(())
             })
             .await;
@@ -447,7 +442,7 @@ pub(crate) async fn write_outbox(world: &World, chat: &str, unique: &str, body: 
     id
 }
 
-fn keys() -> SessionKeys {
+pub(crate) fn keys() -> SessionKeys {
     let key = base64::engine::general_purpose::STANDARD.encode([7; 32]);
     SessionKeys::parse(&format!("test:{key}")).unwrap()
 }

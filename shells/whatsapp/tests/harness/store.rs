@@ -212,8 +212,12 @@ impl Memory {
                     Some(fields) => {
                         state.version += 1;
                         let version = Version(state.version);
-                        let doc =
-                            Document { path: path.clone(), fields, version, update_time: commit_time };
+                        let doc = Document {
+                            path: path.clone(),
+                            fields,
+                            version,
+                            update_time: commit_time,
+                        };
                         state.docs.insert(path, Arc::new(doc));
                         Some(version)
                     }
