@@ -10,7 +10,7 @@ use tracing_subscriber::{Layer, fmt};
 use crate::config::LogConfig;
 
 /// Begins to log to standard output: for people on a terminal, as JSON otherwise.
-pub fn begin(config: &LogConfig) {
+pub(crate) fn begin(config: &LogConfig) {
     let targets: Targets = config.level.parse().unwrap_or_default();
     // It logs every failed request, which the caller reports anyway, with names of documents.
     let targets = targets.with_target("gcloud_sdk", LevelFilter::OFF);
