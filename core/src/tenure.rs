@@ -645,7 +645,9 @@ impl Tenure {
                 self.set_pairing(None, None);
             }
             CloseReason::Asked | CloseReason::Lost | CloseReason::Replaced => {
-                self.set_status("disconnected");
+                // One that was never linked has no credentials that would have to be looked for.
+                let linked = was_open || self.record.is_paired();
+                self.set_status(if linked { "disconnected" } else { "connecting" });
                 host.in_ms(self.timer(AccountTimer::Connect), wait);
             }
         }

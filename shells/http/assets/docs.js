@@ -1,7 +1,7 @@
 "use strict";
 const el = (tag, text, ...children) => {
   const element = document.createElement(tag);
-  if (text) element.textContent = text;
+  if (text) element.textContent = text.replaceAll("`", "");
   element.append(...children);
   return element;
 };

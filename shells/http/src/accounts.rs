@@ -53,7 +53,7 @@ pub(crate) struct NewAccount {
 /// All accounts that are not deleted.
 #[utoipa::path(get, path = "/api/whatsapp/accounts", tag = "accounts", security(("firebase" = []), ("admin" = [])), responses((status = 200, description = "`accounts`; works while passive")))]
 pub(crate) async fn list(_: Caller, State(app): State<App>) -> Result<Json<Value>, Failure> {
-    let (accounts, cached) = accounts(&app).await?;
+    let (accounts, cached) = accounts(&app, LISTED_FOR).await?;
     let reason = app.standing().reason;
     let shown = accounts.iter().filter(|(_, fields)| status(fields) != "deleted");
     let shown: Vec<Value> = shown
@@ -296,13 +296,16 @@ impl Listed {
     }
 }
 
-/// All accounts, and whether that comes from memory.
-pub(crate) async fn accounts(app: &App) -> Result<(Arc<Vec<(AccountId, Fields)>>, bool), Failure> {
+/// All accounts as they were at most so long ago, and whether that comes from memory.
+pub(crate) async fn accounts(
+    app: &App,
+    at_most: Duration,
+) -> Result<(Arc<Vec<(AccountId, Fields)>>, bool), Failure> {
     let listed = app.listed();
     {
         let listed = listed.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((at, accounts)) = &*listed
-            && app.now().since(*at) < LISTED_FOR
+            && app.now().since(*at) < at_most
         {
             return Ok((Arc::clone(accounts), true));
         }

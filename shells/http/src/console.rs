@@ -1,5 +1,7 @@
 //! The console: one page, one script, one style sheet, and the two answers only it needs.
 
+use std::time::Duration;
+
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, header};
 use axum::response::{Html, IntoResponse, Redirect, Response};
@@ -82,10 +84,13 @@ async fn session(_: Admin, State(app): State<App>, headers: HeaderMap) -> Json<V
 pub(crate) async fn overview(_: Admin, State(app): State<App>) -> Result<Json<Value>, Failure> {
     let standing = app.standing();
     let live = app.live();
-    let (accounts, cached) = accounts(&app).await?;
-    let shown = accounts.iter().filter(|(_, fields)| status(fields) != "deleted");
-    let shown: Vec<Value> =
-        shown.map(|(id, fields)| state(&app, live.as_ref(), id, fields)).collect();
+    let (accounts, cached) = accounts(&app, LISTED_FOR).await?;
+    let shown: Vec<Value> = accounts
+        .iter()
+        .map(|(id, listed)| (id, app.view().account(id).unwrap_or_else(|| listed.clone())))
+        .filter(|(_, fields)| status(fields) != "deleted")
+        .map(|(id, fields)| state(&app, live.as_ref(), id, &fields))
+        .collect();
     Ok(success(json!({
         "instance": {
             "instanceId": app.options().instance.as_str(),
@@ -139,7 +144,7 @@ fn state(app: &App, live: Option<&Live>, id: &AccountId, fields: &Fields) -> Val
         Diagnosis { fields, insight: &insight, now, enabled: auto.enabled, cooldown, backoff };
     account["verdict"] = verdict.verdict();
     let due = cooldown.max(backoff);
-    let tick = next_auto.map(|s| now + std::time::Duration::from_secs(s));
+    let tick = next_auto.map(|s| now + Duration::from_secs(s));
     account["nextRunAt"] =
         due.max(tick).filter(|_| auto.enabled && insight.connected).map(iso).into();
     account
@@ -263,6 +268,9 @@ fn style(text: &'static str) -> Response {
 }
 
 const COVERED_THREADS: u32 = 60;
+/// A page that is left open must not read all accounts every few seconds: what this instance owns
+/// is known from memory anyway.
+const LISTED_FOR: Duration = Duration::from_secs(30);
 /// What the console shows of an account's document besides the summary.
 const SHOWN: &[&str] = &[
     "autoBackfillLeaseHolder",

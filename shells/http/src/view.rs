@@ -285,6 +285,9 @@ impl Witness {
         let Key::Account(id) = key else { return };
         self.spooled.retain(|(account, _)| account != id);
         self.note_spool();
+        let path = smol_str::format_smolstr!("{}/", id.path());
+        self.open_holes.retain(|coverage| !coverage.starts_with(path.as_str()));
+        self.metrics.set("wa_holes_open", &[], count(self.open_holes.len()));
         self.note_connection(id, "closed");
     }
 }

@@ -39,7 +39,7 @@ impl Runtime for TokioRuntime {
 }
 
 /// What people call the time.
-pub fn wall() -> StoreTime {
+pub(crate) fn wall() -> StoreTime {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     StoreTime::from_micros(i64::try_from(since.as_micros()).unwrap_or(i64::MAX))
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// Says which line cannot be read, or why the file cannot.
-pub fn read(path: &Path) -> Result<BTreeMap<String, String>, String> {
+pub(crate) fn read(path: &Path) -> Result<BTreeMap<String, String>, String> {
     match std::fs::read_to_string(path) {
         Ok(text) => parse(&text)
             .map_err(|line| format!("{}: line {line} is not NAME=value", path.display())),

@@ -7,15 +7,15 @@ use wa_http::metrics::Metrics;
 
 /// Operations a day.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct PerDay {
+pub(crate) struct PerDay {
     /// Documents read
-    pub reads: f64,
+    pub(crate) reads: f64,
     /// Documents written
-    pub writes: f64,
+    pub(crate) writes: f64,
 }
 
 /// Of one instance that serves and has no accounts.
-pub fn per_instance(policy: &Policy) -> PerDay {
+pub(crate) fn per_instance(policy: &Policy) -> PerDay {
     let shared = matches!(policy.mode, InstanceMode::Shared { .. });
     let polls = daily(if shared { policy.session_term / 3 } else { policy.session_term * 4 });
     // Lock and compat lock, and at least the own session.
@@ -29,14 +29,14 @@ pub fn per_instance(policy: &Policy) -> PerDay {
 
 /// Of one account that is connected and in which nothing happens. That accounts are connected
 /// costs the instance one read per outbox poll besides, however many they are.
-pub fn per_account(policy: &Policy) -> PerDay {
+pub(crate) fn per_account(policy: &Policy) -> PerDay {
     // The stamp of the gap filler: the account, its order of writes and the fence.
     let stamps = if policy.recent_sync.enabled { daily(policy.idle_stamp) * 3.0 } else { 0.0 };
     PerDay { reads: daily(policy.account_scan), writes: stamps }
 }
 
 /// The outbox polls of one instance with connected accounts.
-pub fn outbox_reads(policy: &Policy) -> f64 {
+pub(crate) fn outbox_reads(policy: &Policy) -> f64 {
     daily(policy.outbox.poll)
 }
 

@@ -9,6 +9,24 @@ use tracing_subscriber::{Layer, fmt};
 
 use crate::config::LogConfig;
 
+/// Begins to log to standard output: for people on a terminal, as JSON otherwise.
+pub(crate) fn begin(config: &LogConfig) {
+    let targets = ours(&config.level);
+    let human = !config.json.unwrap_or_else(|| !std::io::stdout().is_terminal());
+    let layer = if human {
+        fmt::layer().with_target(false).with_ansi(std::io::stdout().is_terminal()).boxed()
+    } else {
+        fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_current_span(false)
+            .with_span_list(false)
+            .boxed()
+    };
+    // Another one stays if there is one: tests log in their own way.
+    let _ = tracing_subscriber::registry().with(layer.with_filter(targets)).try_init();
+}
+
 /// Lets only this project's own code speak. Libraries name phone numbers, addresses and documents in
 /// their logs: the client of WhatsApp does when it links a device, the one of Firestore when a request fails.
 fn ours(level: &str) -> Targets {
@@ -31,24 +49,6 @@ const OWN: [&str; 7] = [
     "wa_http",
     "wa_server",
 ];
-
-/// Begins to log to standard output: for people on a terminal, as JSON otherwise.
-pub fn begin(config: &LogConfig) {
-    let targets = ours(&config.level);
-    let human = !config.json.unwrap_or_else(|| !std::io::stdout().is_terminal());
-    let layer = if human {
-        fmt::layer().with_target(false).with_ansi(std::io::stdout().is_terminal()).boxed()
-    } else {
-        fmt::layer()
-            .json()
-            .flatten_event(true)
-            .with_current_span(false)
-            .with_span_list(false)
-            .boxed()
-    };
-    // Another one stays if there is one: tests log in their own way.
-    let _ = tracing_subscriber::registry().with(layer.with_filter(targets)).try_init();
-}
 
 #[cfg(test)]
 mod tests {

@@ -232,7 +232,7 @@ pub const SETTINGS: &[Setting] = &[
         "SESSION_ENCRYPTION_KEY",
         Secret,
         Unset,
-        "Shared credentials: id:base64 of 32 random bytes, the same everywhere; to rotate, put a new one and a comma in front",
+        "Shared credentials: id:base64 of 32 random bytes, the same everywhere; newest first, with commas",
     ),
     setting(
         Group::WhatsApp,

@@ -164,6 +164,27 @@ fn a_killed_instance_is_replaced_after_its_term() {
 }
 
 #[test]
+fn an_account_added_while_whatsapp_is_away_is_served_after_a_restart() {
+    let dir = temporary();
+    let away = [("WHATSAPP_URL", "ws://127.0.0.1:9/ws"), ("INSTANCE_ID", "one")];
+    let mut server = Server::start(&dir, &away);
+    server.until_ready(true);
+    let body = json!({ "name": "Shop", "phone": "0712345678" });
+    server.call(reqwest::Method::POST, "/api/whatsapp/add-account", Some(body));
+    server.wait("a connection fails", |server| {
+        server.log().contains("[realtime] connection closed").then_some(())
+    });
+    assert_eq!(server.terminate(), Some(0));
+    let mut server = Server::start(&dir, &away);
+    server.until_ready(true);
+    server.wait("it is taken again", |server| {
+        let overview = server.call(reqwest::Method::GET, "/api/admin/overview", None);
+        (overview["accounts"][0]["ownedHere"] == true).then_some(())
+    });
+    assert_eq!(server.terminate(), Some(0));
+}
+
+#[test]
 fn a_store_that_is_not_there_makes_it_passive_not_dead() {
     let dir = temporary();
     let mut server = Server::start(

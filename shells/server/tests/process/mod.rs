@@ -46,6 +46,8 @@ impl Server {
         let log = data.join(format!("log-{n}"));
         let child = command(&["serve", "--port", "0"])
             .env("DATA_DIR", data)
+            .env("RATE_LIMIT_PER_TOKEN", "0")
+            .env("RATE_LIMIT_PER_IP", "0")
             .envs(settings.iter().copied())
             .stdin(Stdio::null())
             .stdout(File::create(&log).unwrap())
@@ -123,7 +125,7 @@ impl Server {
             if let Some(found) = found(self) {
                 return found;
             }
-            self.runtime.block_on(tokio::time::sleep(Duration::from_millis(50)));
+            self.runtime.block_on(async { tokio::time::sleep(Duration::from_millis(50)).await });
         }
         panic!("never: {what}; {}", self.log());
     }
@@ -134,7 +136,7 @@ impl Server {
             if let Some(status) = self.child.try_wait().unwrap() {
                 return status.code();
             }
-            self.runtime.block_on(tokio::time::sleep(Duration::from_millis(50)));
+            self.runtime.block_on(async { tokio::time::sleep(Duration::from_millis(50)).await });
         }
         panic!("it does not end; {}", self.log());
     }
