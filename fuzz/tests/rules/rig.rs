@@ -89,6 +89,10 @@ impl Rig {
         self.commit(&[Write::merge(path.clone(), Precondition::Any, fields)]);
     }
 
+    pub(crate) fn put(&mut self, path: &DocPath, fields: Vec<(FieldPath, FieldOp)>) {
+        self.commit(&[Write::merge(path.clone(), Precondition::Any, fields)]);
+    }
+
     pub(crate) fn delete(&mut self, path: &DocPath) {
         self.commit(&[Write::delete(path.clone(), Precondition::Any)]);
     }
