@@ -58,7 +58,6 @@ fn a_tail_that_waited_under_an_earlier_owner_is_looked_at_however_old_the_thread
         rig.put(&path, Coverage::starting_at(&mark(second), 1).to_fields(1));
         put_thread(&mut rig, &account, &other, second);
     }
-    rig.nodes[0].holds = |_| false;
     rig.pass(10 * 60_000);
     assert!(asked(&rig).contains(&(old, now - 6_000)), "{:?}", asked(&rig));
 }

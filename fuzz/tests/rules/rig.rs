@@ -72,10 +72,6 @@ impl Rig {
         Self::new([Settings { credentials, ..Settings::exclusive(label(0)) }])
     }
 
-    pub(crate) fn now(&self) -> u64 {
-        self.now
-    }
-
     pub(crate) fn time(&self) -> StoreTime {
         BEGINNING + Duration::from_millis(self.now)
     }
