@@ -776,8 +776,11 @@ impl Instance {
         }
         let timeout = self.host.policy.stop_timeout;
         self.host.in_ms(Timer::StopTimeout, timeout);
-        // Another try to create it would begin anew what is being ended.
-        self.host.timers.clear(&Timer::Create);
+        if self.session.is_unborn() {
+            // Another try to create it was to come; there is nothing to end.
+            self.end_boot(true);
+            return;
+        }
         self.session.push(&mut self.host, Op::End);
     }
 

@@ -120,6 +120,11 @@ impl Session {
         session
     }
 
+    /// Whether there is certainly no document of it: it was not created, and is not being created.
+    pub(crate) fn is_unborn(&self) -> bool {
+        !self.created && self.op.is_none()
+    }
+
     pub(crate) fn is_created(&self) -> bool {
         self.created
     }

@@ -194,10 +194,8 @@ impl Tenure {
         for (_, run) in std::mem::take(&mut self.runs) {
             run.drop_slot(host);
         }
-        if let Some(connection) = self.link.connection() {
-            if !matches!(self.link.state, LinkState::Closing(_)) {
-                host.close(&self.id, connection);
-            }
+        if let LinkState::Connecting(connection) | LinkState::Open(connection) = self.link.state {
+            host.close(&self.id, connection);
         }
         for timer in [
             AccountTimer::Again,

@@ -74,7 +74,7 @@ fn a_campaign_reports_all_there_is_to_know() {
 #[test]
 fn a_campaign_that_finds_something_fails_and_names_the_seed() {
     // No such campaign can be told to break a rule, so a world that does is replayed instead.
-    let output = sim(&["replay", "--seed", "0", "--bug", "fresh-id-per-attempt"]);
+    let output = sim(&["replay", "--seed", "8", "--bug", "fresh-id-per-attempt"]);
     let told = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(told.contains("VIOLATION of S13"), "{told}");

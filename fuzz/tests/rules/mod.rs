@@ -3,5 +3,6 @@
 
 mod accounts;
 mod closing;
+mod holes;
 mod rig;
 mod sessions;

@@ -72,10 +72,6 @@ impl Rig {
         Self::new([Settings { credentials, ..Settings::exclusive(label(0)) }])
     }
 
-    pub(crate) fn now(&self) -> u64 {
-        self.now
-    }
-
     pub(crate) fn time(&self) -> StoreTime {
         BEGINNING + Duration::from_millis(self.now)
     }
@@ -86,6 +82,10 @@ impl Rig {
             .iter()
             .map(|(name, value)| (FieldPath::new(name), FieldOp::from(value.clone())))
             .collect();
+        self.commit(&[Write::merge(path.clone(), Precondition::Any, fields)]);
+    }
+
+    pub(crate) fn put(&mut self, path: &DocPath, fields: Vec<(FieldPath, FieldOp)>) {
         self.commit(&[Write::merge(path.clone(), Precondition::Any, fields)]);
     }
 

@@ -26,10 +26,18 @@ pub(super) struct Messages {
     begun: BTreeMap<(u16, u16), Real>,
     /// By process and position, messages that it was told it could not decrypt, and that it has not
     /// made durable
-    undecrypted: BTreeMap<(u32, u16), Vec<(MessageRef, ThreadId, i64)>>,
+    undecrypted: BTreeMap<(u32, u16), Vec<Undecrypted>>,
     /// Of the commit that is being looked at
     created: Vec<(u16, MessageRef)>,
     gone: Vec<(u16, MessageRef)>,
+}
+
+/// A message that a process could not decrypt.
+#[derive(Clone, Debug)]
+struct Undecrypted {
+    message: MessageRef,
+    thread: ThreadId,
+    second: i64,
 }
 
 /// What is missing and could be filled.
@@ -164,7 +172,8 @@ impl Checker {
         (thread, second): (ThreadId, i64),
     ) {
         let key = (process, self.position(account));
-        self.messages.undecrypted.entry(key).or_default().push((message, thread, second));
+        let lost = Undecrypted { message, thread, second };
+        self.messages.undecrypted.entry(key).or_default().push(lost);
     }
 
     /// A process wrote what it knows of an account: among it, which messages may be missing.
@@ -183,7 +192,7 @@ impl Checker {
                     && at("to").is_some_and(|to| second <= to)
             })
         };
-        told.retain(|(_, thread, second)| !noted(thread, *second));
+        told.retain(|lost| !noted(&lost.thread, lost.second));
     }
 
     /// The inbox wrote to a thread by itself.
@@ -303,7 +312,7 @@ impl Checker {
         let undecrypted = self.messages.undecrypted.iter();
         let lost_unseen: BTreeSet<MessageRef> = undecrypted
             .filter(|((_, at), _)| *at == position)
-            .flat_map(|(_, told)| told.iter().map(|(message, _, _)| *message))
+            .flat_map(|(_, told)| told.iter().map(|lost| lost.message))
             .collect();
         let mut fillable = Fillable::default();
         for thread in 0..net.threads(account) {

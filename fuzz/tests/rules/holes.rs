@@ -1,0 +1,122 @@
+//! What a new owner makes of what earlier ones left open.
+
+use backfill_core::coverage::{Coverage, Gap, Mark};
+use backfill_core::doc::{DocPath, Value};
+use backfill_core::id::{AccountId, ThreadId};
+use backfill_core::io::{CloseReason, GatewayCall, GatewayEvent};
+use backfill_core::time::StoreTime;
+
+use super::rig::Rig;
+
+fn thread(account: &AccountId, number: u16) -> ThreadId {
+    ThreadId::of_chat(account, &format!("{number}@s.whatsapp.net")).unwrap()
+}
+
+fn mark(second: i64) -> Mark {
+    let id = Some(format!("m{second}").into());
+    Mark { second, id, from_me: false, participant: None }
+}
+
+/// A thread with one message, as ingest leaves it.
+fn put_thread(rig: &mut Rig, account: &AccountId, thread: &ThreadId, second: i64) {
+    let at = Value::from(StoreTime::from_secs(second));
+    let message = DocPath::new(&thread.messages(), &format!("m{second}")).unwrap();
+    let key = Value::map([("id", Value::from(format!("m{second}"))), ("fromMe", false.into())]);
+    rig.write(&message, &[("tsClient", at.clone()), ("key", key)]);
+    let account = Value::from(account.text());
+    rig.write(&thread.path(), &[("accountId", account), ("lastMessageAt", at)]);
+}
+
+/// What the phone was asked for, by thread and anchor.
+fn asked(rig: &Rig) -> Vec<(ThreadId, i64)> {
+    let calls = rig.nodes[0].calls.iter().filter_map(|(_, request)| match &request.call {
+        GatewayCall::History { thread, anchor, .. } => Some((thread.clone(), anchor.second)),
+        _ => None,
+    });
+    calls.collect()
+}
+
+#[test]
+fn a_tail_that_waited_under_an_earlier_owner_is_looked_at_however_old_the_thread_is() {
+    let mut rig = Rig::exclusive();
+    let now = rig.time().as_secs();
+    let account = rig.add_account(1, "disconnected");
+    rig.write(&account.sync_path(), &[("gapSeq", Value::Int(1)), ("surveyed", Value::Int(1))]);
+    // Its tail was waiting for a message, which came just before the owner died.
+    let old = thread(&account, 999);
+    let mut coverage = Coverage::starting_at(&mark(now - 9_000), 0);
+    let gap = Gap { seq: 1, from: now - 8_000, to: now - 7_000 };
+    assert!(coverage.suspect(gap, None) && !coverage.is_live());
+    let path = DocPath::new(&account.coverage(), old.as_str()).unwrap();
+    rig.put(&path, coverage.to_fields(1));
+    put_thread(&mut rig, &account, &old, now - 6_000);
+    // Many threads have newer messages, and nothing open.
+    for number in 0..60 {
+        let other = thread(&account, number);
+        let second = now - 1_000 - i64::from(number);
+        let path = DocPath::new(&account.coverage(), other.as_str()).unwrap();
+        rig.put(&path, Coverage::starting_at(&mark(second), 1).to_fields(1));
+        put_thread(&mut rig, &account, &other, second);
+    }
+    rig.pass(10 * 60_000);
+    assert!(asked(&rig).contains(&(old, now - 6_000)), "{:?}", asked(&rig));
+}
+
+#[test]
+fn a_short_drain_is_noticed_at_the_very_first_connection() {
+    let mut rig = Rig::exclusive();
+    rig.nodes[0].opens = false;
+    let now = rig.time().as_secs();
+    let account = rig.add_account(1, "disconnected");
+    let known = thread(&account, 1);
+    put_thread(&mut rig, &account, &known, now - 600);
+    rig.until(60_000, |rig| !rig.nodes[0].connects(&account).is_empty());
+    let (_, connection) = rig.nodes[0].connects(&account)[0];
+    rig.tell(0, &account, GatewayEvent::Opened { connection });
+    rig.tell(0, &account, GatewayEvent::Drained { connection, announced: 3, stored: 1 });
+    rig.pass(1_000);
+    let gaps = rig.doc(&account.sync_path()).unwrap().value("gaps").cloned();
+    assert!(gaps.is_some_and(|gaps| gaps.as_array().is_some_and(|gaps| gaps.len() == 1)));
+}
+
+#[test]
+fn what_cannot_be_decrypted_is_remembered_beyond_the_session_that_was_told() {
+    let mut rig = Rig::exclusive();
+    let account = rig.add_account(1, "disconnected");
+    rig.until(60_000, |rig| rig.status(&account) == Some("connected"));
+    rig.nodes[0].holds = |request| matches!(request.call, backfill_core::io::StoreCall::Commit(_));
+    let lost = thread(&account, 7);
+    let second = rig.time().as_secs();
+    rig.tell(0, &account, GatewayEvent::Undecryptable { thread: lost.clone(), second });
+    rig.pass(200_000);
+    rig.nodes[0].holds = |_| false;
+    rig.until(240_000, |rig| rig.nodes[0].connects(&account).len() > 1);
+    rig.pass(5_000);
+    let noted = rig.doc(&account.sync_path()).unwrap().value("threadGaps").cloned();
+    let noted = noted.unwrap_or(Value::Null);
+    let named =
+        noted.as_array().unwrap_or_default().iter().any(|gap| {
+            gap.as_map().and_then(|gap| gap.get("thread")?.as_str()) == Some(lost.as_str())
+        });
+    assert!(named, "{noted:?}");
+}
+
+#[test]
+fn gaps_reach_back_to_the_last_message_where_the_stores_clock_is_ahead() {
+    let mut rig = Rig::exclusive();
+    let account = rig.add_account(1, "disconnected");
+    // WhatsApp's clock shows an hour less than the store's.
+    let last = rig.time().as_secs() - 3_600;
+    let at = Value::from(StoreTime::from_secs(last));
+    rig.write(&account.path(), &[("lastRealtimeMessageAt", at)]);
+    rig.until(60_000, |rig| rig.status(&account) == Some("connected"));
+    let (_, first) = rig.nodes[0].connects(&account)[0];
+    let reason = CloseReason::Replaced;
+    rig.tell(0, &account, GatewayEvent::Closed { connection: first, reason });
+    rig.until(60_000, |rig| rig.nodes[0].connects(&account).len() > 1);
+    rig.pass(2_000);
+    let sync = rig.doc(&account.sync_path()).unwrap();
+    let gaps = sync.value("gaps").and_then(Value::as_array).unwrap_or_default();
+    let from = gaps.first().and_then(|gap| gap.as_map()?.get("from")?.as_int());
+    assert!(from.is_some_and(|from| from <= last), "{gaps:?}");
+}
