@@ -39,7 +39,10 @@ pub(crate) fn routes() -> Router<App> {
 
 /// The accounts as they were last listed: a burst of callers costs one look.
 #[derive(Default)]
-pub(crate) struct Listed(Mutex<Option<(Mono, Arc<Vec<(AccountId, Fields)>>)>>);
+pub(crate) struct Listed(Mutex<Option<(Mono, Arc<Accounts>)>>);
+
+/// Accounts with their documents.
+pub(crate) type Accounts = Vec<(AccountId, Fields)>;
 
 /// What an account is to be called, and its phone number.
 #[derive(Debug, Deserialize, utoipa::ToSchema)]
@@ -300,7 +303,7 @@ impl Listed {
 pub(crate) async fn accounts(
     app: &App,
     at_most: Duration,
-) -> Result<(Arc<Vec<(AccountId, Fields)>>, bool), Failure> {
+) -> Result<(Arc<Accounts>, bool), Failure> {
     let listed = app.listed();
     {
         let listed = listed.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -321,7 +324,7 @@ pub(crate) async fn accounts(
         .docs
         .iter()
         .filter_map(|doc| Some((AccountId::parse(doc.path.id()).ok()?, doc.fields.clone())));
-    let accounts: Arc<Vec<_>> = Arc::new(accounts.collect());
+    let accounts: Arc<Accounts> = Arc::new(accounts.collect());
     *listed.0.lock().unwrap_or_else(PoisonError::into_inner) =
         Some((app.now(), Arc::clone(&accounts)));
     Ok((accounts, false))

@@ -300,10 +300,10 @@ async fn observed(State(app): State<App>, request: Request, next: Next) -> Respo
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let route = route.unwrap_or_else(|| "none".to_owned());
     // Callers choose methods and paths; what is counted by them must have an end.
-    let method = match request.method() {
-        &Method::GET => "GET",
-        &Method::POST => "POST",
-        &Method::DELETE => "DELETE",
+    let method = match *request.method() {
+        Method::GET => "GET",
+        Method::POST => "POST",
+        Method::DELETE => "DELETE",
         _ => "other",
     };
     let begun = app.now();

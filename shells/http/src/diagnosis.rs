@@ -164,7 +164,7 @@ mod tests {
         let running = run(&[("running", true.into())]);
         let lease = |at| ("autoBackfillLeaseUntil", Field::Timestamp(StoreTime::from_secs(at)));
         let failed = run(&[("ok", false.into()), ("errorCode", "x".into())]);
-        assert_eq!(verdict(&[connected.clone()], false, None), "not_served");
+        assert_eq!(verdict(std::slice::from_ref(&connected), false, None), "not_served");
         assert_eq!(verdict(&[("status", "needs_qr".into())], true, None), "not_paired");
         assert_eq!(verdict(&[("status", "disconnected".into())], true, None), "live_broken");
         let error = ("lastRealtimeError", Field::from("store_write_failed"));
@@ -175,7 +175,7 @@ mod tests {
         );
         assert_eq!(verdict(&[connected.clone(), running, lease(1_000)], true, None), "interrupted");
         assert_eq!(verdict(&[connected.clone(), failed], true, None), "blocked_on_error");
-        assert_eq!(verdict(&[connected.clone()], true, Some(NOW)), "backoff");
+        assert_eq!(verdict(std::slice::from_ref(&connected), true, Some(NOW)), "backoff");
         assert_eq!(verdict(&[connected], true, None), "due");
     }
 }

@@ -1,4 +1,5 @@
 //! The command, as real processes.
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod process;
 mod whole;

@@ -170,7 +170,7 @@ async fn a_backfill_is_started_once() {
     world
         .until("the document says that it runs", async || {
             let doc = world.document(id.path().as_str()).await.unwrap();
-            doc.get("lastAutoBackfillStatus").is_some()
+            doc.contains_key("lastAutoBackfillStatus")
         })
         .await;
     let (status, body) = world.post(&path, Value::Null).await;
