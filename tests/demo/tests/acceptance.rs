@@ -67,11 +67,19 @@ fn directory() -> std::path::PathBuf {
     path
 }
 
-/// Gives a case the name of the store it runs on.
-fn case<F: Future<Output = ()> + Send + 'static>(
+/// Gives a case the name of the store it runs on, and a runtime of its own.
+fn case<F: Future<Output = ()>>(
     store: &str,
     name: &str,
     test: impl FnOnce() -> F + Send + 'static,
 ) -> Case {
-    Case::new(format!("{store}::{name}"), test)
+    Case::new(format!("{store}::{name}"), move || async move {
+        let run = move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+            runtime.unwrap().block_on(test());
+        };
+        if let Err(failed) = tokio::task::spawn_blocking(run).await {
+            std::panic::resume_unwind(failed.into_panic());
+        }
+    })
 }

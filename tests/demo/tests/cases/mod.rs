@@ -20,7 +20,7 @@ pub(crate) fn all<S: Store, F>(
     place: impl Fn() -> F + Clone + Send + Sync + 'static,
 ) -> Vec<Case>
 where
-    F: Future<Output = Place<S>> + Send + 'static,
+    F: Future<Output = Place<S>> + 'static,
 {
     macro_rules! cases {
         ($($test:ident),* $(,)?) => {
