@@ -152,9 +152,7 @@ async fn a_chunk_that_cannot_be_fetched_is_reported() {
     process.opened(1).await;
     world.double.media().fail_next(&[404; 8]);
     world.account.phone().send_all_history(1, Via::Blob);
-    let missing = |seen: &[GatewayEvent]| {
-        seen.contains(&GatewayEvent::ChunkMissing).then_some(())
-    };
+    let missing = |seen: &[GatewayEvent]| seen.contains(&GatewayEvent::ChunkMissing).then_some(());
     // The client says nothing of it, so it takes a while; virtual here.
     tokio::time::sleep(Duration::from_secs(240)).await;
     process.seen.until("the report", missing).await;
@@ -177,9 +175,7 @@ async fn a_chunk_that_a_process_lost_is_reported_by_the_next() {
     let process = world.start().await;
     process
         .seen
-        .until("the report", |seen| {
-            seen.contains(&GatewayEvent::ChunkMissing).then_some(())
-        })
+        .until("the report", |seen| seen.contains(&GatewayEvent::ChunkMissing).then_some(()))
         .await;
     process.stop().await;
 }
@@ -248,9 +244,7 @@ async fn a_damaged_chunk_gives_what_it_has_and_is_reported() {
     world.store.broken.store(false, Ordering::Release);
     process
         .seen
-        .until("the report", |seen| {
-            seen.contains(&GatewayEvent::ChunkMissing).then_some(())
-        })
+        .until("the report", |seen| seen.contains(&GatewayEvent::ChunkMissing).then_some(()))
         .await;
     until_unspooled(&process, 1).await;
     process.stop().await;

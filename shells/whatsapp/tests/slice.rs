@@ -1,7 +1,9 @@
 //! From the core's word to connect to the core's word to close.
 
 use backfill_core::io::{CloseReason, GatewayEvent};
+use gateway_whatsapp::Http;
 use store_sqlite::SqliteStore;
+use whatsapp_double::Via;
 use whatsapp_rust::transport::TokioWebSocketTransportFactory;
 
 use crate::harness::World;
@@ -64,6 +66,10 @@ async fn the_same_over_a_real_socket() {
     let mut options = world.options();
     let transport = TokioWebSocketTransportFactory::new().with_url(server.url());
     options.transport = std::sync::Arc::new(transport);
+    // The current version comes from there as well.
+    let media = world.double.listen_for_media().await.unwrap();
+    options.http = std::sync::Arc::new(Http::new(Some(media.url())).unwrap());
+    options.version = None;
     let contact = world.account.contact("15550000002", "102");
     let process = world.start_with(world.store.clone(), options, world.settings()).await;
     process.opened(1).await;
@@ -72,6 +78,11 @@ async fn the_same_over_a_real_socket() {
     }
     world.account.wait_drained().await;
     assert_eq!(world.messages().len(), 20);
+    let requests = world.double.media().requests();
+    world.account.phone().keep_texts(contact.pn(), "old", 1_740_000_000, 30);
+    world.account.phone().send_all_history(1, Via::Blob);
+    world.until("history", async || (world.messages().len() == 50).then_some(())).await;
+    assert!(world.double.media().requests() > requests, "fetched over the port");
     process.stop().await;
     assert!(!world.account.is_connected());
 }
