@@ -34,7 +34,7 @@ pub(crate) const TERM: Duration = Duration::from_secs(4);
 /// Longer than anything takes that works.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-const VARS: [(&str, &str); 11] = [
+const VARS: [(&str, &str); 12] = [
     ("SESSION_STORE", "shared"),
     ("SESSION_ENCRYPTION_KEY", "test:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="),
     ("INSTANCE_LEASE_MS", "4000"),
@@ -44,6 +44,7 @@ const VARS: [(&str, &str); 11] = [
     ("AUTO_BACKFILL_CONNECT_DELAY_MAX_MS", "600"),
     ("AUTO_BACKFILL_INTERVAL_MS", "2000"),
     ("AUTO_BACKFILL_ATTEMPT_BACKOFF_MS", "3000"),
+    ("RECENT_SYNC_INTERVAL_MS", "2000"),
     ("WHATSAPP_BACKFILL_MESSAGES_PER_THREAD", "50"),
     ("PHONE_REQUEST_SPACING_MS", "5000"),
 ];
