@@ -21,6 +21,9 @@ use crate::world::World;
 /// A campaign of at least this many seeds has to reach everything that happens sometimes.
 pub const LARGE: u64 = 2_000;
 
+/// Every so many worlds, all that happens to a process happens to a double of it too.
+const SHADOWED: u64 = 8;
+
 /// So many failures are reported of each property.
 const FIRST: usize = 5;
 
@@ -110,7 +113,9 @@ pub fn run(seeds: Range<u64>, jobs: usize, done: impl Fn(u64) + Sync) -> Summary
 /// not fit together too.
 pub fn outcome(scenario: Scenario, variant: Option<Variant>) -> Report {
     let seed = scenario.seed;
+    let shadowed = seed % SHADOWED == 0;
     let run = || match World::new(scenario, Trace::default()) {
+        Ok(world) if shadowed => world.breaking(variant).shadowed().run().0,
         Ok(world) => world.breaking(variant).run().0,
         Err(errors) => violated(seed, "settings", errors.to_string()),
     };

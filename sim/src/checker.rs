@@ -46,6 +46,10 @@ pub struct Checker {
     /// When the last process ended, while none runs
     all_down: Option<Real>,
     running: u32,
+    /// Credentials are kept on hosts
+    local: bool,
+    /// By position, the instance on whose host the account's credentials lie
+    credentials: Vec<Option<u8>>,
 }
 
 /// What is known of one process.
@@ -71,6 +75,12 @@ struct Process {
     effects: u64,
     effects_before_quiet: u64,
     stop_asked: Option<Real>,
+    /// What it owned when it ended
+    left: Vec<u16>,
+    ended: Option<Real>,
+    started: Real,
+    /// When it was last kept from working as it would
+    disturbed: Real,
     /// Accounts a tick passed over for cooldown or backoff
     passed_over: bool,
 }
@@ -121,6 +131,22 @@ impl Checker {
             sometimes: Sometimes::default(),
             all_down: None,
             running: 0,
+            local: scenario.pace.local,
+            credentials: scenario.accounts.iter().map(|a| a.linked.then_some(a.home)).collect(),
+        }
+    }
+
+    /// The accounts whose credentials lie on the host of an instance.
+    pub fn credentials_of(&self, instance: u8) -> Vec<u16> {
+        let here = self.accounts.iter().zip(&self.credentials);
+        here.filter(|(_, at)| **at == Some(instance)).map(|(account, _)| account.number).collect()
+    }
+
+    /// The credentials of an account lie on the host of this instance now, or nowhere.
+    pub fn credentials(&mut self, account: u16, at: Option<u8>) {
+        let position = self.position(account);
+        if let Some(credentials) = self.credentials.get_mut(usize::from(position)) {
+            *credentials = at;
         }
     }
 
@@ -160,13 +186,27 @@ impl Checker {
             effects: 0,
             effects_before_quiet: 0,
             stop_asked: None,
+            left: Vec::new(),
+            ended: None,
+            started: at,
+            disturbed: at,
             passed_over: false,
         });
     }
 
     /// A process is told to stop.
     pub fn stopping(&mut self, at: Real, process: u32) {
-        self.processes[process as usize].stop_asked.get_or_insert(at);
+        let p = &mut self.processes[process as usize];
+        if p.stop_asked.is_none() {
+            p.stop_asked = Some(at);
+            let held = p.holds.iter().enumerate().filter(|(_, hold)| hold.is_some());
+            p.left = held.map(|(position, _)| position as u16).collect();
+        }
+    }
+
+    /// Something keeps a process from working as it would.
+    pub fn disturbed(&mut self, at: Real, process: u32) {
+        self.processes[process as usize].disturbed = at;
     }
 
     /// A process ends: of itself after it was told to stop, or not.
@@ -177,6 +217,7 @@ impl Checker {
         let limit = (self.policy.stop_timeout * 2 + self.policy.write_timeout).as_millis() as u64;
         let p = &mut self.processes[process as usize];
         p.alive = false;
+        p.ended = Some(at);
         p.crashed = !graceful;
         p.lock = None;
         p.runs.clear();

@@ -43,6 +43,8 @@ slips! {
     AckBeforeDurable = "ack-before-durable",
     /// A live message that could not be stored is logged, acknowledged and forgotten
     FailedWriteOnlyLogged = "failed-write-only-logged",
+    /// The commit that says `running` depends on nothing but the fence: a late one undoes `ok`
+    LateRunningAfterOk = "late-running-after-ok",
     /// Effects start without a look at their `not_after`
     NotAfterUnchecked = "not-after-unchecked",
     /// A thread's summary is written from the message at hand, whatever it shows already

@@ -54,6 +54,8 @@ pub struct World {
     before: Vec<Option<Arc<backfill_core::doc::Document>>>,
     /// What the shells get wrong on purpose
     slip: Option<Slip>,
+    /// Every core has a double beside it
+    shadowed: bool,
 }
 
 /// Where processes of one instance run.
@@ -72,6 +74,8 @@ struct Process {
     host: usize,
     instance: u8,
     core: Box<Instance>,
+    /// Its double
+    shadow: Option<Box<Instance>>,
     state: State,
     wake: Real,
     /// Timeouts without time passing
@@ -105,6 +109,7 @@ enum State {
 enum Ev {
     Answer(u32, RequestId, Touched, Answer),
     Arrive(Box<store_port::Request>),
+    CheckHandOver(u32),
     CheckOwners,
     Deliver(u16, ConnKey, Delivery),
     Fault(u32, bool),
@@ -165,10 +170,19 @@ impl World {
             people: Chance::of(scenario.seed, "people"),
             before: Vec::new(),
             slip: None,
+            shadowed: false,
             scenario,
         };
         world.plan_ahead();
         Ok(world)
+    }
+
+    /// The same world with a double of every core, which is given the same inputs, and every answer
+    /// twice.
+    #[must_use]
+    pub const fn shadowed(mut self) -> Self {
+        self.shadowed = true;
+        self
     }
 
     /// The same world with a rule broken on purpose, by every process.
@@ -286,6 +300,7 @@ impl World {
             }
             Ev::Arrive(request) => self.arrive(*request),
             Ev::CheckOwners => self.checker.check_owners(self.now, &self.net),
+            Ev::CheckHandOver(p) => self.checker.check_hand_over(self.now, p, &self.net),
             Ev::Deliver(account, key, delivery) => self.deliver(account, key, delivery),
             Ev::Fault(i, on) => self.fault(i, on),
             Ev::Gateway(p, step) => self.gateway_step(p, step),
@@ -332,6 +347,7 @@ impl World {
         self.processes.push(Process {
             host: i,
             instance,
+            shadow: self.shadowed.then(|| Box::new(core.clone())),
             core: Box::new(core),
             state: State::Running,
             wake: Real::NEVER,
@@ -348,6 +364,20 @@ impl World {
             believed: BTreeMap::new(),
         });
         self.feed(number, Input::Timeout, Touched::NOTHING);
+        if self.scenario.pace.local {
+            for account in self.checker.credentials_of(instance) {
+                let here = Input::Credentials(AccountPlan::account(account), true);
+                self.feed(number, here, Touched::NOTHING);
+            }
+        }
+    }
+
+    /// The credentials of an account lie on a process's host from now on, or not any more.
+    fn credentials(&mut self, p: u32, account: u16, here: bool) {
+        let instance = self.processes[p as usize].instance;
+        self.checker.credentials(account, here.then_some(instance));
+        let told = Input::Credentials(AccountPlan::account(account), here);
+        self.feed(p, told, Touched::NOTHING);
     }
 
     /// Gives a process an input, and does what it wants.
@@ -360,12 +390,20 @@ impl World {
             self.trace.note(self.now, || Entry::Input { process: p, mono, input });
         }
         let before = process.core.mode();
+        let again = process.shadow.is_some().then(|| input.clone());
         process.core.handle_input(mono, input);
         let first = process.outputs.len();
         while let Some(output) = process.core.poll_output() {
             process.outputs.push_back(output);
         }
         let after = process.core.mode();
+        if let Some(input) = again
+            && let Some(differs) = process.compare(mono, input, first)
+        {
+            process.shadow = None;
+            self.checker.violate("S10", self.now, || format!("process {p}: {differs}"));
+        }
+        let process = &mut self.processes[p as usize];
         for output in process.outputs.range(first..) {
             if matches!(output, Output::Event(_)) || is_commit(output) {
                 touched.and(self.checker.touched_by(output));
@@ -499,6 +537,7 @@ impl World {
         };
         process.state = State::Paused(until);
         process.stop_disturbed = true;
+        self.checker.disturbed(self.now, p);
         self.checker.paused(self.now, p);
         self.trace.note(self.now, || Entry::Paused { process: p, until });
         self.queue.push(until, Ev::Resume(p, until));
@@ -566,6 +605,10 @@ impl World {
         // Whoever keeps processes running starts another one, unless it is meant to be down.
         self.queue.push(self.now.after(1_000), Ev::Start(instance));
         self.checker.ended(self.now, p, graceful, disturbed);
+        if graceful && !disturbed {
+            let due = self.now.after(self.checker.hand_over_after_stop());
+            self.queue.push(due, Ev::CheckHandOver(p));
+        }
         self.trace.note(self.now, || Entry::Ended { process: p, graceful });
     }
 
@@ -716,6 +759,37 @@ impl World {
     }
 }
 
+impl Process {
+    /// Gives the double what the core was given, and says how it differs.
+    ///
+    /// S10: the same inputs have the same outputs, and an answer that comes twice has no effect the
+    /// second time: each request has been answered, or given up, once.
+    fn compare(
+        &mut self,
+        mono: backfill_core::time::Mono,
+        input: Input,
+        first: usize,
+    ) -> Option<&'static str> {
+        let shadow = self.shadow.as_mut()?;
+        let answer = matches!(input, Input::Answer(..)).then(|| input.clone());
+        shadow.handle_input(mono, input);
+        let same =
+            self.outputs.range(first..).all(|output| shadow.poll_output().as_ref() == Some(output));
+        if !same || shadow.poll_output().is_some() {
+            return Some("the same inputs had other outputs");
+        }
+        // What is due by now would be done with the next input, whatever that is.
+        let due = shadow.poll_timeout().is_some_and(|(at, _)| at <= mono);
+        if let Some(answer) = answer.filter(|_| !due) {
+            shadow.handle_input(mono, answer);
+            if shadow.poll_output().is_some() || *shadow != self.core {
+                return Some("an answer that came again had an effect");
+            }
+        }
+        None
+    }
+}
+
 impl Ev {
     /// The process that has to run for the event to happen.
     fn process(&self) -> Option<u32> {
@@ -726,6 +800,7 @@ impl Ev {
             Self::Wake(p, _) => Some(*p),
             Self::Deliver(_, key, _) => Some(key.process),
             Self::Arrive(_)
+            | Self::CheckHandOver(_)
             | Self::CheckOwners
             | Self::Fault(..)
             | Self::Kill(_)

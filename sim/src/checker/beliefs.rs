@@ -11,6 +11,7 @@ use backfill_core::time::Mono;
 use super::{Checker, NOWHERE, call_name};
 use crate::clock::{Clock, Real};
 use crate::scenario::{AccountPlan, Regime};
+use crate::world::node::NODE;
 
 /// What an answer, or an output, may have changed of the beliefs of its process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -311,6 +312,11 @@ impl Checker {
         if self.regime == Regime::Beyond {
             return;
         }
+        if replaced == Some(NODE) {
+            return self.violate("S4", at, || {
+                format!("account {account}: process {process} connects beside a Node instance")
+            });
+        }
         if let Some(q) = replaced.filter(|q| *q != process)
             && let Some(old) = self.processes.get(q as usize)
             && old.alive
@@ -318,6 +324,20 @@ impl Checker {
         {
             self.violate("S4", at, || {
                 format!("account {account}: process {process} connects, and {q} is connected")
+            });
+        }
+    }
+
+    /// A Node instance connects an account; `replaced` is whose connection had to go.
+    ///
+    /// S4: not while a process of ours that can act is connected.
+    pub fn foreign_connected(&mut self, at: Real, account: u16, replaced: Option<u32>) {
+        let Some(q) = replaced else { return };
+        self.disconnected(at, q, account);
+        let acts = self.processes.get(q as usize).is_some_and(|p| p.alive && !p.paused);
+        if acts && self.regime == Regime::Within {
+            self.violate("S4", at, || {
+                format!("account {account}: a Node instance connects, and {q} is connected")
             });
         }
     }
@@ -454,7 +474,7 @@ impl Checker {
         hold.map(|(epoch, _)| epoch)
     }
 
-    fn shared(&self) -> bool {
+    pub(super) fn shared(&self) -> bool {
         matches!(self.policy.mode, backfill_core::policy::InstanceMode::Shared { .. })
     }
 

@@ -12,6 +12,7 @@ use smol_str::SmolStr;
 use super::{Applied, Checker, NOWHERE};
 use crate::scenario::Regime;
 use crate::store::SimStore;
+use crate::world::node::LABEL;
 
 /// What the documents showed so far.
 #[derive(Clone, Debug, Default)]
@@ -31,13 +32,15 @@ struct SessionSeen {
     unconfirmed: bool,
 }
 
-/// When runs of one account started.
+/// When backfills of one account started, as the commits came.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Starts {
     /// The latest start
     started: Option<StoreTime>,
     /// When it ended, if it was complete
     completed: Option<StoreTime>,
+    /// The lease's epoch of the latest run that gave its lease back
+    ended: u64,
 }
 
 impl Checker {
@@ -47,7 +50,7 @@ impl Checker {
     ///   fall, and rise when somebody else becomes owner; nobody becomes owner while the session
     ///   of the owner before is alive by the store's clock. A run's lease does not pass to another
     ///   boot before its term is over by the store's clock, unless it was given back or its owner
-    ///   has lost the account. A dead session stays dead, and its beat rises.
+    ///   has lost the account; nor while a Node instance shows that it has it. A dead session stays dead, and its beat rises.
     /// - S3: what a core writes below `accounts/{id}` or to the account, other than ownership
     ///   itself, is accepted only under the epoch that the ownership document shows. That is also
     ///   "beyond the bound, nothing a stale holder writes is accepted".
@@ -56,9 +59,14 @@ impl Checker {
     ///   before than the backoff, unless manual, and if periodic no sooner than the cooldown after
     ///   the end of the run before if that was complete (both less 2 % and a second, for clocks);
     ///   within the bound, because between two looks at the store a core goes by its own clock.
+    ///   Judged by the commits as they came and by the stamps that the document shows; a stamp is
+    ///   the time of the commit that sets it, and is never taken away.
     /// - S9, second half: what carries a compare-and-set changes its document, so that it takes
     ///   effect at most once.
-    /// - S11: `running` is set only beside a live lease of a backfill.
+    /// - S14: where credentials are kept on hosts, nobody becomes owner of a linked account whose
+    ///   credentials lie elsewhere.
+    /// - S11: `running` is set only beside a live lease of a backfill, and not for a run that has
+    ///   given its lease back.
     pub fn applied(&mut self, commit: &Applied<'_>, store: &SimStore) {
         for (write, before) in commit.writes.iter().zip(commit.before) {
             if write.op == WriteOp::Verify {
@@ -68,7 +76,7 @@ impl Checker {
             let before = before.as_deref();
             let (root, rest) = path.split_once('/').unwrap_or((path, ""));
             if root == "threads" {
-                self.message_written(&write.path, before, store);
+                self.message_written(commit.at, &write.path, before, store);
                 continue;
             }
             let after = store.document(&write.path);
@@ -81,14 +89,16 @@ impl Checker {
             }
             match root {
                 "instances" => self.session_written(commit, rest, after),
-                "coordination" => self.ownership_written(commit, NOWHERE, path, before, after),
+                "coordination" => {
+                    self.ownership_written(commit, NOWHERE, path, before, after, store);
+                }
                 "accounts" => {
                     let position = self.position_in(rest);
                     if position == NOWHERE {
                         continue;
                     }
                     if path.ends_with("/leases/connection") {
-                        self.ownership_written(commit, position, path, before, after);
+                        self.ownership_written(commit, position, path, before, after, store);
                         continue;
                     }
                     self.check_epoch(commit, position, path);
@@ -182,6 +192,7 @@ impl Checker {
         path: &str,
         before: Option<&Document>,
         after: Option<&Arc<Document>>,
+        store: &SimStore,
     ) {
         let at = commit.at;
         let Some(after) = after else {
@@ -200,6 +211,22 @@ impl Checker {
         let Some(new_owner) = new_owner else { return };
         if Some(new_owner) == old_owner && new_epoch == old_epoch {
             return;
+        }
+        if let Some(taker) = commit.process
+            && let Some(id) = self.ids.get(usize::from(position))
+            && let Some(home) = self.credentials[usize::from(position)].filter(|_| self.local)
+            && self.processes[taker as usize].instance != home
+        {
+            let status = store.document(&id.path()).and_then(|doc| doc.str("status"));
+            if matches!(status, Some("connected" | "disconnected")) {
+                let account = self.number(position);
+                self.violate("S14", at, || {
+                    format!(
+                        "process {taker} takes account {account}, whose credentials lie on the \
+                         host of instance {home}"
+                    )
+                });
+            }
         }
         if new_epoch != old_epoch + 1 {
             self.violate("S1", at, || {
@@ -278,6 +305,9 @@ impl Checker {
             let (old, new) = (epoch(before), epoch(after));
             self.violate("S1", at, || format!("{path}: epoch {new} after {old}"));
         }
+        if holder(before).is_some() && holder(after).is_none() && path.ends_with("/autoBackfill") {
+            self.accounts[usize::from(position)].starts.ended = epoch(after);
+        }
         let (Some(old), Some(new)) = (holder(before), holder(after)) else { return };
         let superseded = before
             .count("connectionEpoch")
@@ -306,16 +336,40 @@ impl Checker {
         let attempt = after.time("lastAutoBackfillAttemptAt");
         let running = after.bool("lastAutoBackfillStatus.running") == Some(true);
         let was = before.and_then(|doc| doc.time("lastAutoBackfillAttemptAt"));
+        let succeeded = before.and_then(|doc| doc.time("lastAutoBackfillSuccessAt"));
+        for name in ["lastAutoBackfillAttemptAt", "lastAutoBackfillSuccessAt"] {
+            let (old, new) = (before.and_then(|doc| doc.time(name)), after.time(name));
+            if old != new && new != Some(commit.commit_time) {
+                self.violate("S8", commit.at, || {
+                    format!("account {number}: {name} was set to another time than its commit's")
+                });
+            }
+        }
+        let seen = &mut self.accounts[usize::from(position)];
         if let Some(ended) = run_end(after)
             && before.and_then(run_end) != Some(ended)
         {
             seen.starts.completed = ended.complete.then_some(commit.commit_time);
         }
-        if !running || attempt == was {
+        if !running || attempt == was || commit.process.is_none() {
             return;
         }
+        let foreign = before.is_some_and(|doc| {
+            let until = doc.time("autoBackfillLeaseUntil");
+            let acquired = doc.time("autoBackfillLeaseAcquiredAt");
+            let term = self.policy.auto_backfill.lease;
+            let until = until.zip(acquired).map(|(until, acquired)| until.min(acquired + term));
+            doc.str("autoBackfillLeaseHolder") == Some(LABEL)
+                && until.is_some_and(|until| until > commit.commit_time)
+        });
+        if foreign {
+            self.violate("S1", commit.at, || {
+                format!("account {number}: a run starts while a Node instance has the lease")
+            });
+        }
+        let seen = &mut self.accounts[usize::from(position)];
         let starts = seen.starts;
-        seen.starts = Starts { started: Some(commit.commit_time), completed: None };
+        seen.starts = Starts { started: Some(commit.commit_time), completed: None, ..starts };
         let trigger = after.str("lastAutoBackfillStatus.trigger").unwrap_or_default();
         let (backoff, cooldown) =
             (self.policy.auto_backfill.backoff, self.policy.auto_backfill.cooldown);
@@ -327,7 +381,7 @@ impl Checker {
         let within = self.regime == Regime::Within;
         if within
             && trigger != "manual"
-            && let Some(gone) = soon(starts.started, backoff)
+            && let Some(gone) = soon(starts.started.max(was), backoff)
         {
             self.violate("S8", commit.at, || {
                 format!("account {number}: started ({trigger}) {gone:?} after the last start")
@@ -335,7 +389,7 @@ impl Checker {
         }
         if within
             && trigger == "periodic"
-            && let Some(gone) = soon(starts.completed, cooldown)
+            && let Some(gone) = soon(starts.completed.max(succeeded), cooldown)
         {
             self.violate("S8", commit.at, || {
                 format!("account {number}: started (periodic) {gone:?} after a complete run")
@@ -348,6 +402,11 @@ impl Checker {
         if !lease.is_some_and(|lease| is_live(lease, commit.commit_time)) {
             self.violate("S11", commit.at, || {
                 format!("account {number}: `running` without a live lease")
+            });
+        }
+        if lease.is_some_and(|lease| epoch(lease) <= starts.ended) {
+            self.violate("S11", commit.at, || {
+                format!("account {number}: `running` for a run that has ended")
             });
         }
     }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 
 use backfill_core::incoming::SyncSource;
-use backfill_core::io::{Answer, Rejection};
+use backfill_core::io::{Answer, CloseReason, Rejection};
 use madsim::net::Endpoint;
 
 use super::truth::Truth;
@@ -17,7 +17,7 @@ use super::{World, clock, process};
 use crate::chance::Chance;
 use crate::scenario::Kind;
 use crate::trace::Entry;
-use crate::whatsapp::{ConnKey, Delivery, MessageRef, Out};
+use crate::whatsapp::{ConnKey, Delivery, Mail, Out};
 use crate::world::intake;
 
 /// So many messages are on their way from the network card to the program at once.
@@ -123,8 +123,8 @@ impl Truth {
             return Answer::Unknown;
         }
         let done = match ask {
-            AskWhatsApp::Acknowledge { connection, messages } => {
-                self.net.acknowledge(account, key(connection), &messages);
+            AskWhatsApp::Acknowledge { connection, mail } => {
+                self.net.acknowledge(account, key(connection), &mail);
                 true
             }
             AskWhatsApp::Close { connection } => {
@@ -173,6 +173,7 @@ impl Truth {
             AskWhatsApp::Logout => {
                 self.note_disconnected(account);
                 self.net.log_out(self.now, account);
+                self.checker.credentials(account, None);
                 true
             }
             AskWhatsApp::Send { connection, outbox, thread, wa_id } => {
@@ -196,8 +197,13 @@ impl Truth {
         if !self.is_alive(key.process) {
             return None;
         }
+        let now = self.now;
         let record =
-            |message: MessageRef, source| intake::record(&self.net, account, message, source);
+            |mail: Mail| intake::record(&self.net, now, account, mail, SyncSource::Realtime);
+        let told = |mail: &[Mail], lid, source| {
+            let told = |mail: &Mail| intake::told(&self.net, now, account, *mail, lid, source);
+            mail.iter().filter_map(told).collect()
+        };
         Some(match delivery {
             Delivery::Chunk(number) => {
                 let chunk = self.next_chunk;
@@ -207,10 +213,9 @@ impl Truth {
                     .chunk(account, number)
                     .iter()
                     .map(|stretch| {
-                        let messages = intake::messages(*stretch).into_iter();
-                        let records =
-                            messages.filter_map(|m| record(m, SyncSource::HistorySync)).collect();
-                        (stretch.from > 0, records)
+                        let mail = intake::history(&self.net, account, *stretch);
+                        let records = told(&mail, false, SyncSource::HistorySync);
+                        (stretch.from > 0, mail, records)
                     })
                     .collect();
                 Brought::Chunk(chunk, Arc::new(content))
@@ -220,16 +225,14 @@ impl Truth {
                 self.processes[key.process as usize].connections.remove(&(account, key.request));
                 self.net.close(account, key);
                 self.checker.disconnected(self.now, key.process, account);
+                if reason == CloseReason::LoggedOut {
+                    self.checker.credentials(account, None);
+                }
                 Brought::Closed(reason)
             }
-            Delivery::Live(message) => {
-                Brought::Live(message, record(message, SyncSource::Realtime)?)
-            }
-            Delivery::Offline(messages) => Brought::Offline(
-                messages
-                    .iter()
-                    .filter_map(|m| Some((*m, record(*m, SyncSource::Realtime)?)))
-                    .collect(),
+            Delivery::Live(mail) => Brought::Live(mail, record(mail)?),
+            Delivery::Offline(mail) => Brought::Offline(
+                mail.iter().filter_map(|mail| Some((*mail, record(*mail)?))).collect(),
             ),
             Delivery::OfflineEnd(announced) => Brought::OfflineEnd(announced),
             Delivery::Opened => Brought::Opened,
@@ -242,21 +245,27 @@ impl Truth {
                     request,
                     messages: Some(messages),
                 });
+                let mail = intake::history(&self.net, account, page.stretch);
                 Brought::Page {
                     asker: page.asker,
-                    thread: self.net.thread_id(account, page.stretch.thread)?,
+                    thread: self.net.thread_called(account, page.stretch.thread, page.lid)?,
                     more: page.more,
-                    records: intake::messages(page.stretch)
-                        .into_iter()
-                        .filter_map(|m| record(m, SyncSource::Backfill))
-                        .collect(),
+                    records: told(&mail, page.lid, SyncSource::Backfill),
+                    mail,
+                    twins: self.net.twins(self.now, account),
                 }
             }
-            Delivery::Paired => Brought::Paired,
+            Delivery::Paired => {
+                let instance = self.processes[key.process as usize].instance;
+                self.checker.credentials(account, Some(instance));
+                Brought::Paired
+            }
             Delivery::Pairing => Brought::Pairing,
             Delivery::Undecryptable(message) => Brought::Undecryptable {
-                thread: self.net.thread_id(account, message.thread)?,
+                thread: self.net.home(self.now, account, message)?,
                 second: self.net.message(account, message)?.second,
+                mail: Mail::Unreadable(message),
+                record: record(Mail::Unreadable(message))?,
             },
         })
     }

@@ -8,13 +8,13 @@ use backfill_core::io::{
     Input, Rejection, RunKind,
 };
 
-use super::intake::{Origin, messages};
+use super::intake::{Origin, history};
 use super::{Ev, State, World};
 use crate::checker::Touched;
 use crate::scenario::{AccountPlan, Kind};
 use crate::trace::Entry;
 use crate::variant::Slip;
-use crate::whatsapp::{ConnKey, Delivery, MessageRef, Page};
+use crate::whatsapp::{ConnKey, Delivery, Mail, Page};
 
 /// What the gateway of one process has in hand.
 #[derive(Debug, Default)]
@@ -41,8 +41,8 @@ struct Link {
 
 #[derive(Debug)]
 enum Arrived {
-    Live(MessageRef),
-    Offline(Box<[MessageRef]>),
+    Live(Mail),
+    Offline(Box<[Mail]>),
     OfflineEnd(u32),
 }
 
@@ -138,6 +138,9 @@ impl World {
             GatewayCall::Logout => {
                 self.note_disconnected(account);
                 self.net.log_out(self.now, account);
+                if self.scenario.pace.local {
+                    self.credentials(p, account, false);
+                }
                 Answer::Done
             }
             GatewayCall::Parse { chunk, from } => {
@@ -275,6 +278,9 @@ impl World {
             }
             Delivery::ChunkMissing => self.tell(p, account, GatewayEvent::ChunkMissing),
             Delivery::Closed(reason) => {
+                if reason == CloseReason::LoggedOut && self.scenario.pace.local {
+                    self.credentials(p, account, false);
+                }
                 self.close_link(p, account, connection);
                 self.tell(p, account, GatewayEvent::Closed { connection, reason });
             }
@@ -295,18 +301,25 @@ impl World {
                 self.tell(p, account, GatewayEvent::Opened { connection });
             }
             Delivery::Page(page) => self.page(p, account, page),
-            Delivery::Paired => self.tell(p, account, GatewayEvent::Paired { connection }),
+            Delivery::Paired => {
+                if self.scenario.pace.local {
+                    self.credentials(p, account, true);
+                }
+                self.tell(p, account, GatewayEvent::Paired { connection });
+            }
             Delivery::Pairing => {
                 let qr = Some("data:image/png;base64,AA==".into());
                 self.tell(p, account, GatewayEvent::Pairing { connection, qr, code: None });
             }
             Delivery::Undecryptable(message) => {
-                let thread = self.net.thread_id(account, message.thread);
+                link.backlog.push_back(Arrived::Live(Mail::Unreadable(message)));
+                let thread = self.net.home(self.now, account, message);
                 let known = self.net.message(account, message);
                 if let (Some(thread), Some(known)) = (thread, known) {
                     let second = known.second;
                     self.tell(p, account, GatewayEvent::Undecryptable { thread, second });
                 }
+                self.pump_link(p, account, key.request);
             }
         }
     }
@@ -329,9 +342,11 @@ impl World {
             request: run.map(|_| request),
             run: run.unwrap_or(RunKind::AutoBackfill),
             thread: page.stretch.thread,
+            lid: page.lid,
             more: page.more,
         };
-        self.begin_job(p, account, origin, messages(page.stretch));
+        let mail = history(&self.net, account, page.stretch);
+        self.begin_job(p, account, origin, mail);
     }
 
     /// Stores what has arrived, in order, one batch at a time.

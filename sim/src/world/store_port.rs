@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use backfill_core::doc::{Document, Precondition, Write, WriteOp};
+use backfill_core::doc::{Document, FieldOp, Precondition, Value, Write, WriteOp};
 use backfill_core::id::{Epoch, RequestId};
 use backfill_core::io::{Answer, Hint, Rejection, StoreCall, StoreRequest};
 use backfill_core::time::StoreTime;
@@ -65,7 +65,15 @@ enum Fate {
 }
 
 impl World {
-    pub(super) fn send_for_core(&mut self, p: u32, request: StoreRequest) {
+    pub(super) fn send_for_core(&mut self, p: u32, mut request: StoreRequest) {
+        if self.slip == Some(Slip::LateRunningAfterOk)
+            && let StoreCall::Commit(writes) = &mut request.call
+            && writes.iter().any(says_running)
+        {
+            for write in writes.iter_mut().filter(|write| write.op != WriteOp::Verify) {
+                write.precondition = Precondition::Any;
+            }
+        }
         let process = &self.processes[p as usize];
         let mono = self.hosts[process.host].clock.mono(self.now);
         if mono > request.not_after && self.slip != Some(Slip::NotAfterUnchecked) {
@@ -93,7 +101,11 @@ impl World {
         }
         let (fate, delay) = self.fate(p, is_commit);
         let process = &mut self.processes[p as usize];
-        process.stop_disturbed |= !matches!(fate, Fate::Usual) || delay > 500;
+        if !matches!(fate, Fate::Usual) || delay > 500 {
+            process.stop_disturbed = true;
+            self.checker.disturbed(self.now, p);
+        }
+        let process = &mut self.processes[p as usize];
         let policy = &self.hosts[process.host].policy;
         let timeout = if is_commit { policy.write_timeout } else { policy.read_timeout };
         let timeout = timeout.as_millis() as u64;
@@ -352,6 +364,16 @@ impl World {
         let position = writes.iter().filter(|w| w.op != WriteOp::Verify).find_map(about)?;
         self.checker.epoch_of(p, position)
     }
+}
+
+/// Whether a write says that a backfill is under way.
+fn says_running(write: &Write) -> bool {
+    let WriteOp::Merge(fields) = &write.op else { return false };
+    fields.iter().any(|(field, op)| {
+        let FieldOp::Set(Value::Map(status)) = op else { return false };
+        field.as_str() == "lastAutoBackfillStatus"
+            && status.get("running") == Some(&Value::Bool(true))
+    })
 }
 
 fn touches_session(dest: Dest) -> bool {
