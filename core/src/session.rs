@@ -268,14 +268,9 @@ impl Session {
                 ],
             )],
             Op::Release { path, version, epoch, .. } => {
-                let precondition = if host.bug(Bug::UnconditionalRelease) {
-                    Precondition::Any
-                } else {
-                    Precondition::Version(*version)
-                };
                 vec![Write::merge(
                     path.clone(),
-                    precondition,
+                    Precondition::Version(*version),
                     vec![(OWNER, Value::Null.into()), (EPOCH, Value::from(epoch.0).into())],
                 )]
             }

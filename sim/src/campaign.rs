@@ -270,6 +270,7 @@ fn violated(seed: u64, check: &'static str, text: String) -> Report {
         sometimes: Sometimes::default(),
         faults: Vec::new(),
         events: 0,
+        census: Vec::new(),
         simulated_ms: 0,
     }
 }

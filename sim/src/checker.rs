@@ -12,21 +12,25 @@ mod documents;
 mod eventually;
 mod messages;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use backfill_core::doc::{Document, Write};
 use backfill_core::id::{AccountId, BootId, Epoch, RequestId};
-use backfill_core::io::{Event, GatewayCall, Mode, Output, RunKind, Skip};
+use backfill_core::io::{Event, GatewayCall, Mode, Output, RunKind, Skip, Trigger};
 use backfill_core::policy::{Policy, Settings};
 use backfill_core::time::StoreTime;
+use smol_str::SmolStr;
 
-use crate::clock::Real;
+use crate::clock::{Clock, Real};
 use crate::report::{Sometimes, Violation};
 use crate::scenario::{AccountPlan, Regime, Scenario};
 use crate::store::SimStore;
 use crate::whatsapp::WhatsApp;
+use crate::world::store_clock;
 
 pub use beliefs::Touched;
+pub(crate) use beliefs::says_running;
 
 /// Looks at a world and judges it.
 #[derive(Clone, Debug)]
@@ -46,6 +50,10 @@ pub struct Checker {
     /// When the last process ended, while none runs
     all_down: Option<Real>,
     running: u32,
+    store_clock: Clock,
+    /// The same without steps
+    store_rate: Clock,
+    latest_commit: StoreTime,
     /// Credentials are kept on hosts
     local: bool,
     /// By position, the instance on whose host the account's credentials lie
@@ -83,6 +91,13 @@ struct Process {
     disturbed: Real,
     /// Accounts a tick passed over for cooldown or backoff
     passed_over: bool,
+    /// Until when it believed when that was last looked at, under which boot
+    believed: Option<(BootId, Real)>,
+    /// By position, since when the account's connection is closed as it says itself
+    closed: Vec<Real>,
+    /// Ticks of backfills so far, and whether the last one left some for later
+    ticks: u64,
+    cut: bool,
 }
 
 /// What is known of one account.
@@ -100,6 +115,22 @@ struct AccountSeen {
     owned_since: Option<Real>,
     runs_in_quiet: u32,
     deleted: bool,
+    /// By anchor, how often the phone was asked without an answer
+    tries: BTreeMap<SmolStr, u32>,
+    /// The latest anchor
+    anchor: SmolStr,
+    /// Since when it has waited for a backfill: the latest success or attempt
+    waits: StoreTime,
+    /// The same before its latest start
+    waited: StoreTime,
+    /// When it may have a periodic run again
+    due: StoreTime,
+    /// How many ticks in a row served one that had waited less
+    passed: u64,
+    /// The latest of them
+    passed_at: u64,
+    /// The boot that owns it, as its document says
+    owner: SmolStr,
 }
 
 /// A checker's word for no account.
@@ -131,6 +162,9 @@ impl Checker {
             sometimes: Sometimes::default(),
             all_down: None,
             running: 0,
+            store_clock: Clock::new(&store_clock(scenario)),
+            store_rate: Clock::new(&scenario.store.clock),
+            latest_commit: StoreTime::EPOCH,
             local: scenario.pace.local,
             credentials: scenario.accounts.iter().map(|a| a.linked.then_some(a.home)).collect(),
         }
@@ -191,6 +225,10 @@ impl Checker {
             started: at,
             disturbed: at,
             passed_over: false,
+            believed: None,
+            closed: vec![Real::ZERO; self.accounts.len()],
+            ticks: 0,
+            cut: false,
         });
     }
 
@@ -328,6 +366,21 @@ impl Checker {
                 }
                 p.mode = *mode;
             }
+            Event::Connection { account, state } => {
+                let position = usize::from(self.position_in(account.as_str()));
+                let p = &mut self.processes[process as usize];
+                if let Some(closed) = p.closed.get_mut(position) {
+                    *closed = if *state == "open" { Real::NEVER } else { (*closed).min(at) };
+                }
+            }
+            Event::SessionEnded { .. } => {
+                p.closed.iter_mut().for_each(|closed| *closed = (*closed).min(at));
+            }
+            Event::Skipped { kind: RunKind::AutoBackfill, reason: Skip::Cooldown, .. } if p.cut => {
+                self.violate("L4", at, || {
+                    format!("process {process}: a tick chose one in cooldown, and left others")
+                });
+            }
             Event::Hole { change, .. } => {
                 use backfill_core::io::HoleChange;
                 *match change {
@@ -338,6 +391,8 @@ impl Checker {
             }
             Event::Tick { kind: RunKind::AutoBackfill, started, skipped, .. } => {
                 let skipped_for = |skip| skipped.get(&skip).is_some_and(|n| *n > 0);
+                p.ticks += 1;
+                p.cut = skipped_for(Skip::TickCap);
                 self.sometimes.cap_reached += u64::from(skipped_for(Skip::TickCap));
                 if skipped_for(Skip::Backoff) || skipped_for(Skip::Cooldown) {
                     p.passed_over = true;
@@ -352,10 +407,16 @@ impl Checker {
                     });
                 }
             }
-            Event::RunStarted { account, kind: RunKind::AutoBackfill, .. } if quiet => {
+            Event::RunStarted { account, kind: RunKind::AutoBackfill, trigger } => {
                 let position = self.position_in(account.as_str());
                 if let Some(seen) = self.accounts.get_mut(usize::from(position)) {
-                    seen.runs_in_quiet += 1;
+                    seen.runs_in_quiet += u32::from(quiet);
+                    if *trigger == Trigger::Manual {
+                        seen.tries.clear();
+                    }
+                }
+                if *trigger == Trigger::Periodic {
+                    self.started_before_others(at, process, position);
                 }
             }
             Event::SessionStarted { boot } => p.boot = boot.clone(),

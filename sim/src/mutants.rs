@@ -1,14 +1,11 @@
 //! Every known bug, and how soon fixed seeds notice it.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
-use std::sync::Mutex;
 
 use serde::Serialize;
 
 use crate::campaign::{in_parallel, outcome};
 use crate::story::masked;
-use crate::swarm;
 use crate::variant::Variant;
 
 /// What became of one known bug.
@@ -35,24 +32,27 @@ pub struct Caught {
     pub text: String,
 }
 
-/// Runs every variant on the seeds, in their order, until a check notices something that it does
-/// not notice in the same world without the bug. `done` is called after each variant.
+/// Runs every variant on the seeds, in their order, until one of the checks that are there for it
+/// notices something that it does not notice in the same world without the bug. `done` is called
+/// after each variant.
 pub fn hunt(
     variants: &[Variant],
     seeds: Range<u64>,
     jobs: usize,
     done: impl Fn(&Mutant) + Sync,
 ) -> Vec<Mutant> {
-    let innocent = Innocent::new(seeds.clone());
     let work = |found: &mut Vec<(u64, Mutant)>, number: u64| {
         let variant = variants[number as usize];
         let caught = seeds.clone().find_map(|seed| {
-            let violations = outcome(swarm::scenario(seed), Some(variant)).violations;
+            let mut violations = outcome(variant.world(seed), Some(variant)).violations;
+            violations.retain(|violation| variant.shown_by().contains(&violation.check));
             if violations.is_empty() {
                 return None;
             }
-            let innocent = innocent.checks(seed);
-            let by = violations.into_iter().find(|v| !innocent.contains(v.check))?;
+            let innocent = outcome(variant.world(seed), None).violations;
+            let by = violations
+                .into_iter()
+                .find(|found| innocent.iter().all(|known| known.check != found.check))?;
             let after = seed - seeds.start + 1;
             Some(Caught { check: by.check, seed, after, text: masked(&by.text) })
         });
@@ -84,30 +84,6 @@ pub fn table(mutants: &[Mutant]) -> String {
         out.push_str(&row);
     }
     out
-}
-
-/// What the checks say of the same worlds without a bug, as far as somebody asked.
-struct Innocent {
-    first: u64,
-    checks: Vec<Mutex<Option<BTreeSet<&'static str>>>>,
-}
-
-impl Innocent {
-    fn new(seeds: Range<u64>) -> Self {
-        let checks = seeds.clone().map(|_| Mutex::new(None)).collect();
-        Self { first: seeds.start, checks }
-    }
-
-    fn checks(&self, seed: u64) -> BTreeSet<&'static str> {
-        let mut known =
-            self.checks[(seed - self.first) as usize].lock().expect("outcomes do not panic");
-        known
-            .get_or_insert_with(|| {
-                let violations = outcome(swarm::scenario(seed), None).violations;
-                violations.into_iter().map(|violation| violation.check).collect()
-            })
-            .clone()
-    }
 }
 
 #[cfg(test)]

@@ -90,9 +90,9 @@ fn keep_credentials_on_hosts(s: &mut Scenario) {
 }
 
 /// A day as the benchmark wants it: so many instances and accounts for 24 hours, per account 50
-/// threads, 500 messages and 4 disconnects; everything else at its defaults, with some faults of
-/// the store.
-pub fn day(seed: u64, instances: u8, accounts: u16) -> Scenario {
+/// threads, 500 messages and 4 disconnects; everything else at the defaults of its mode, with some
+/// faults of the store.
+pub fn day(seed: u64, shared: bool, instances: u8, accounts: u16) -> Scenario {
     let mut c = Chance::of(seed, "day");
     let mut faults = Vec::new();
     for account in 0..accounts {
@@ -126,7 +126,7 @@ pub fn day(seed: u64, instances: u8, accounts: u16) -> Scenario {
         regime: Regime::Within,
         quiet_from: Real(23 * HOUR),
         end: Real(24 * HOUR),
-        pace: Pace { shared: true, ..Pace::default() },
+        pace: Pace { shared, ..Pace::default() },
         store: StorePlan { clock: ClockPlan::steady(0, 100), latency_min: 5, latency_max: 40 },
         instances: (0..instances)
             .map(|id| InstancePlan {

@@ -397,8 +397,11 @@ impl WhatsApp {
             || faults.strikes(Kind::PhoneSilent, NO_INSTANCE, account).is_some();
         let known = line.find(anchor.0).filter(|found| {
             let message = line.message(*found);
-            let called = |lid| line.thread_called(found.thread, lid).is_some_and(|id| id == *thread);
-            (called(false) || called(true)) && message.second == anchor.1 && message.from_me == anchor.2
+            let called =
+                |lid| line.thread_called(found.thread, lid).is_some_and(|id| id == *thread);
+            (called(false) || called(true))
+                && message.second == anchor.1
+                && message.from_me == anchor.2
         });
         let (Some(anchor), false) = (known, silent) else { return true };
         let count = count.min(PAGE);

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use backfill_core::id::RequestId;
 use backfill_core::instance::Instance;
-use backfill_core::io::{Answer, Command, CommandId, Hint, Input, Output};
+use backfill_core::io::{Answer, Command, CommandId, Event, Hint, Input, Output, RunKind};
 use backfill_core::policy::{Policy, PolicyErrors, Settings};
 
 use crate::chance::{Chance, draw};
@@ -49,6 +49,7 @@ pub struct World {
     next_chunk: u64,
     node: node::Node,
     events: u64,
+    census: BTreeMap<&'static str, u64>,
     /// Of who sends when
     people: Chance,
     before: Vec<Option<Arc<backfill_core::doc::Document>>>,
@@ -167,6 +168,7 @@ impl World {
             next_chunk: 1,
             node: node::Node::default(),
             events: 0,
+            census: BTreeMap::new(),
             people: Chance::of(scenario.seed, "people"),
             before: Vec::new(),
             slip: None,
@@ -210,6 +212,7 @@ impl World {
             self.now = at;
             self.events += 1;
             self.faults.advance(at);
+            *self.census.entry(event.kind()).or_default() += 1;
             self.step(event);
             self.carry();
         }
@@ -227,6 +230,7 @@ impl World {
             sometimes: self.checker.sometimes().clone(),
             faults: fault_counts(self.faults.struck()),
             events: self.events,
+            census: self.census.into_iter().collect(),
             simulated_ms: self.now.0,
         };
         (report, self.trace)
@@ -320,7 +324,11 @@ impl World {
             Ev::Resume(p, until) => self.resume(p, until),
             Ev::Start(instance) => self.start(instance),
             Ev::Wa(account, later) => {
+                let linked = self.net.is_linked(account);
                 self.net.handle(self.now, account, later, &mut self.faults);
+                if !linked && self.net.is_linked(account) {
+                    self.linked(account);
+                }
             }
             Ev::Wake(p, at) => self.wake(p, at),
         }
@@ -372,6 +380,13 @@ impl World {
         }
     }
 
+    /// An account was linked: its credentials lie where its connection ends.
+    fn linked(&mut self, account: u16) {
+        let by = self.net.connection(account).map(|key| key.process as usize);
+        let at = by.and_then(|p| self.processes.get(p)).map(|process| process.instance);
+        self.checker.credentials(account, at);
+    }
+
     /// The credentials of an account lie on a process's host from now on, or not any more.
     fn credentials(&mut self, p: u32, account: u16, here: bool) {
         let instance = self.processes[p as usize].instance;
@@ -390,6 +405,7 @@ impl World {
             self.trace.note(self.now, || Entry::Input { process: p, mono, input });
         }
         let before = process.core.mode();
+        let works = input == Input::Timeout && process.core.tick_works(RunKind::AutoBackfill);
         let again = process.shadow.is_some().then(|| input.clone());
         process.core.handle_input(mono, input);
         let first = process.outputs.len();
@@ -407,6 +423,11 @@ impl World {
         for output in process.outputs.range(first..) {
             if matches!(output, Output::Event(_)) || is_commit(output) {
                 touched.and(self.checker.touched_by(output));
+            }
+            if works && matches!(output, Output::Event(Event::Tick { kind: AUTO_BACKFILL, .. })) {
+                self.checker.violate("S7", self.now, || {
+                    format!("process {p}: a tick while runs of the tick before work")
+                });
             }
             self.checker.output(self.now, p, output, before, after);
             self.trace.note(self.now, || Entry::Output { process: p, output: output.clone() });
@@ -791,6 +812,25 @@ impl Process {
 }
 
 impl Ev {
+    const fn kind(&self) -> &'static str {
+        match self {
+            Self::Answer(..) => "answers to the core",
+            Self::Arrive(_) => "requests that reach the store late",
+            Self::CheckHandOver(_) | Self::CheckOwners => "looks of the checker",
+            Self::Deliver(..) => "deliveries of WhatsApp",
+            Self::Fault(..) => "faults",
+            Self::Gateway(..) => "effects on WhatsApp",
+            Self::Hint(..) => "hints",
+            Self::Job(..) => "answers to ingest",
+            Self::Kill(_) | Self::Resume(..) | Self::Start(_) => "starts and ends",
+            Self::Node(_) => "looks of a Node instance",
+            Self::Operation(_) => "commands",
+            Self::Outbox(_) => "messages of the inbox",
+            Self::Wa(..) => "doings of WhatsApp",
+            Self::Wake(..) => "timers",
+        }
+    }
+
     /// The process that has to run for the event to happen.
     fn process(&self) -> Option<u32> {
         match self {
@@ -869,4 +909,5 @@ pub(crate) fn store_clock(scenario: &Scenario) -> ClockPlan {
     clock
 }
 
+const AUTO_BACKFILL: RunKind = RunKind::AutoBackfill;
 const NOBODY: u16 = crate::faults::NO_ACCOUNT;

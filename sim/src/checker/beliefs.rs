@@ -1,6 +1,8 @@
 //! What processes believe, and what they do about it: S2, S4, S5, S7.
 
-use backfill_core::doc::{DocPath, Precondition, WriteOp};
+use std::time::Duration;
+
+use backfill_core::doc::{DocPath, Precondition, Write, WriteOp};
 use backfill_core::id::{Epoch, RequestId};
 use backfill_core::instance::{Belief, Instance};
 use backfill_core::io::{
@@ -40,6 +42,10 @@ impl Touched {
         }
     }
 }
+
+/// A run's start may have waited for so long behind other commits when the connection ends, in
+/// milliseconds.
+const START_IN_FLIGHT: u64 = 15_000;
 
 /// Beliefs are looked at anew after this many inputs even if nothing seems to have changed.
 const LOOK_ANYWAY: u32 = 64;
@@ -128,6 +134,7 @@ impl Checker {
             touched.runs = true;
         }
         if touched.session {
+            self.look_at_session(at, process, core, clock);
             self.look_at_lock(at, process, core, clock);
             for position in 0..self.accounts.len() as u16 {
                 self.look_at_account(at, process, position, core, clock);
@@ -137,6 +144,42 @@ impl Checker {
         }
         if touched.runs || (touched.session && !self.processes[process as usize].runs.is_empty()) {
             self.look_at_runs(at, process, core, clock);
+        }
+    }
+
+    /// S2, the single process's part: within the bound, nobody believes longer than its session
+    /// lives by the store's clock, nor again under a boot whose belief has ended once.
+    fn look_at_session(&mut self, at: Real, process: u32, core: &Instance, clock: &Clock) {
+        let belief = core.lock_belief().or_else(|| core.beliefs().next().map(|(_, b)| b));
+        let p = &mut self.processes[process as usize];
+        let Some(until) = belief.map(|belief| clock.when(belief.until.as_millis())) else {
+            p.believed = None;
+            return;
+        };
+        if self.regime == Regime::Beyond {
+            return;
+        }
+        let before = p.believed.replace((core.boot().clone(), until));
+        if let Some((boot, ended)) = before
+            && boot == *core.boot()
+            && ended <= at
+            && until > at
+        {
+            self.violate("S2", at, || {
+                format!("process {process} believes again after its belief has ended")
+            });
+        }
+        if let Some((renewed, term)) = self.session_seen(core.boot()) {
+            // Steps of the store's clock end every process, so only its rate counts from now on.
+            let clock = &self.store_rate;
+            let rest = clock.store(until).since(clock.store(at));
+            let lived = self.store_clock.store(at).since(renewed);
+            if lived + rest > term + Duration::from_millis(2) {
+                let late = (lived + rest).saturating_sub(term);
+                self.violate("S2", at, || {
+                    format!("process {process} believes {late:?} longer than its session lives")
+                });
+            }
         }
     }
 
@@ -356,7 +399,23 @@ impl Checker {
     ///
     /// S4: within the bound, none is under way for the account: one is from its sending until its
     /// answer or timeout. Two are at least the spacing apart, less what clocks may differ.
-    pub fn phone_asked(&mut self, at: Real, process: u32, account: u16) {
+    /// `reserved`: the store knows of it.
+    ///
+    /// S7: no more often for one anchor than twice as often as there are tries, until an answer or
+    /// a manual run: what is known of the anchor begins anew when another stretch takes its place.
+    pub fn phone_asked(
+        &mut self,
+        at: Real,
+        process: u32,
+        account: u16,
+        anchor: &str,
+        reserved: bool,
+    ) {
+        if !reserved {
+            self.violate("S4", at, || {
+                format!("account {account}: process {process} asks the phone unannounced")
+            });
+        }
         let timeout = self.policy.phone.timeout.as_millis() as u64;
         // The asker waits on its own clock, which may be fast.
         let slack = u64::from(self.policy.clock_rate_ppm) * 2;
@@ -365,7 +424,16 @@ impl Checker {
         let spacing = spacing - spacing * slack / 1_000_000;
         let position = self.position(account);
         let Some(seen) = self.accounts.get_mut(usize::from(position)) else { return };
+        let tries = seen.tries.entry(anchor.into()).or_default();
+        *tries += 1;
+        let tried = *tries;
+        seen.anchor = anchor.into();
         let before = seen.asked.replace((at, process, at.after(wait)));
+        if tried > self.policy.phone.tries * 2 {
+            self.violate("S7", at, || {
+                format!("account {account}: the phone is asked {tried} times for one anchor")
+            });
+        }
         if let Some((asked, q, until)) = before
             && self.regime == Regime::Within
         {
@@ -397,6 +465,7 @@ impl Checker {
             && *asker == process
         {
             *until = at.min(*until);
+            seen.tries.remove(&seen.anchor);
         }
     }
 
@@ -428,6 +497,18 @@ impl Checker {
                 return;
             }
         };
+        for write in writes.iter().filter(|write| says_running(write)) {
+            let rest = write.path.as_str().strip_prefix("accounts/").unwrap_or_default();
+            let position = usize::from(self.position_in(rest));
+            let p = &self.processes[process as usize];
+            if p.closed.get(position).is_some_and(|closed| at.since(*closed) > START_IN_FLIGHT) {
+                let number = self.accounts[position].number;
+                self.violate("S5", at, || {
+                    format!("process {process} starts a run of account {number}, not connected")
+                });
+            }
+        }
+        let p = &mut self.processes[process as usize];
         let mut again = false;
         for write in writes {
             let guarded =
@@ -481,6 +562,17 @@ impl Checker {
     pub(super) fn number(&self, position: u16) -> u16 {
         self.accounts.get(usize::from(position)).map_or(NOWHERE, |account| account.number)
     }
+}
+
+/// Whether a write says that a backfill is under way.
+pub(crate) fn says_running(write: &Write) -> bool {
+    use backfill_core::doc::{FieldOp, Value};
+    let WriteOp::Merge(fields) = &write.op else { return false };
+    fields.iter().any(|(field, op)| {
+        let FieldOp::Set(Value::Map(status)) = op else { return false };
+        field.as_str() == "lastAutoBackfillStatus"
+            && status.get("running") == Some(&Value::Bool(true))
+    })
 }
 
 fn real(belief: Belief, clock: &Clock) -> (Epoch, Real) {

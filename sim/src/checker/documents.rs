@@ -10,6 +10,7 @@ use backfill_core::time::StoreTime;
 use smol_str::SmolStr;
 
 use super::{Applied, Checker, NOWHERE};
+use crate::clock::Real;
 use crate::scenario::Regime;
 use crate::store::SimStore;
 use crate::world::node::LABEL;
@@ -68,6 +69,7 @@ impl Checker {
     /// - S11: `running` is set only beside a live lease of a backfill, and not for a run that has
     ///   given its lease back.
     pub fn applied(&mut self, commit: &Applied<'_>, store: &SimStore) {
+        self.latest_commit = commit.commit_time;
         for (write, before) in commit.writes.iter().zip(commit.before) {
             if write.op == WriteOp::Verify {
                 continue;
@@ -86,6 +88,13 @@ impl Checker {
                 && after.map(|doc| doc.version) == before.map(|doc| doc.version)
             {
                 self.violate("S9", commit.at, || format!("{path} was guarded and not changed"));
+            }
+            if commit.process.is_some()
+                && root == "accounts"
+                && let (Some(old), Some(new)) = (before.and_then(beat), after.and_then(|d| beat(d)))
+                && new <= old
+            {
+                self.violate("S9", commit.at, || format!("{path}: beat {new} after {old}"));
             }
             match root {
                 "instances" => self.session_written(commit, rest, after),
@@ -142,6 +151,11 @@ impl Checker {
         }
     }
 
+    /// When a session was last renewed, by the store's clock, and its term.
+    pub(super) fn session_seen(&self, boot: &BootId) -> Option<(StoreTime, Duration)> {
+        self.documents.sessions.get(boot).map(|seen| (seen.renewed, seen.term))
+    }
+
     /// Whether a session is alive by the store's clock.
     pub(super) fn session_lives(&self, boot: &str, now: StoreTime) -> bool {
         self.documents.sessions.get(boot).is_some_and(|s| !s.dead && now.since(s.renewed) <= s.term)
@@ -173,6 +187,25 @@ impl Checker {
             session.process = by.or(before.process);
             session.unconfirmed = before.unconfirmed && by.is_none();
         }
+        if let (true, None, false, Some(marker)) = (dead, by, before.dead, commit.process) {
+            let gone = commit.commit_time.since(before.renewed);
+            let own = before.process.is_some_and(|p| {
+                self.processes[p as usize].instance == self.processes[marker as usize].instance
+            });
+            // A process knows of its own earlier boots that they are over. At others it looks
+            // twice, a third of a term apart by its own clock.
+            let looks = before.term + before.term / 3;
+            if gone <= before.term && !own {
+                self.violate("S1", commit.at, || format!("live session {boot} was marked dead"));
+            } else if !own && gone + looks / 50 < looks && self.regime == Regime::Within {
+                self.violate("S1", commit.at, || {
+                    format!("session {boot} was marked dead {gone:?} after its renewal")
+                });
+            }
+        }
+        if let (true, Some(p)) = (dead, by) {
+            self.check_closed(commit.at, p, &boot);
+        }
         if before.unconfirmed && by.is_some() && !dead {
             self.sometimes.renewal_lost_then_confirmed += 1;
         }
@@ -182,6 +215,18 @@ impl Checker {
         if !dead && beat <= before.beat {
             let last = before.beat;
             self.violate("S1", commit.at, || format!("session {boot}: beat {beat} after {last}"));
+        }
+    }
+
+    /// S4: nobody gives an account back while its connection is open.
+    fn check_closed(&mut self, at: Real, process: u32, boot: &BootId) {
+        let open = self.accounts.iter().find(|seen| {
+            seen.connection.is_some_and(|(p, _)| p == process) && seen.owner == boot.as_str()
+        });
+        if let Some(number) = open.map(|seen| seen.number) {
+            self.violate("S4", at, || {
+                format!("process {process} gives account {number} back while it is connected")
+            });
         }
     }
 
@@ -203,6 +248,18 @@ impl Checker {
         let new_owner = after.str("owner");
         if let Some(seen) = self.accounts.get_mut(usize::from(position)) {
             seen.epoch = Epoch(new_epoch);
+            let open = seen.connection.is_some_and(|(p, _)| Some(p) == commit.process);
+            let gives_back = new_owner.is_none() && old_owner == Some(seen.owner.as_str());
+            let own = commit
+                .process
+                .is_some_and(|p| self.processes[p as usize].boot.as_str() == seen.owner.as_str());
+            let number = seen.number;
+            seen.owner = new_owner.map(SmolStr::new).unwrap_or_default();
+            if open && gives_back && own {
+                self.violate("S4", at, || {
+                    format!("account {number} is given back while it is connected")
+                });
+            }
         }
         if new_epoch < old_epoch {
             return self
@@ -333,6 +390,15 @@ impl Checker {
         let number = self.number(position);
         let seen = &mut self.accounts[usize::from(position)];
         seen.deleted = after.str("status") == Some("deleted");
+        let stamp = |name: &str| after.time(name).unwrap_or_default();
+        let (ran, tried) = (stamp("lastAutoBackfillAt"), stamp("lastAutoBackfillAttemptAt"));
+        let auto = &self.policy.auto_backfill;
+        let waits = ran.max(tried);
+        if waits != seen.waits {
+            seen.waited = std::mem::replace(&mut seen.waits, waits);
+            seen.passed = 0;
+        }
+        seen.due = (tried + auto.backoff).max(stamp("lastAutoBackfillSuccessAt") + auto.cooldown);
         let attempt = after.time("lastAutoBackfillAttemptAt");
         let running = after.bool("lastAutoBackfillStatus.running") == Some(true);
         let was = before.and_then(|doc| doc.time("lastAutoBackfillAttemptAt"));
@@ -436,6 +502,10 @@ pub(super) fn is_live(lease: &Document, now: StoreTime) -> bool {
 /// Who holds a run's lease.
 pub(super) fn holder(lease: &Document) -> Option<&str> {
     lease.str("owner").filter(|owner| !owner.is_empty())
+}
+
+fn beat(doc: &Document) -> Option<u64> {
+    doc.count("beat")
 }
 
 fn epoch(doc: &Document) -> u64 {

@@ -56,12 +56,21 @@ impl Checker {
 
     /// L5, second half, called so long after a process that was told to stop has ended and nothing
     /// had disturbed it: what it owned is owned again, if since it was told to stop some other
-    /// process that may own it has been there and nothing has disturbed that one.
+    /// process that may own it has been there and nothing has disturbed that one or any other.
     pub fn check_hand_over(&mut self, at: Real, process: u32, net: &WhatsApp) {
         let old = &self.processes[process as usize];
         let (Some(asked), Some(ended)) = (old.stop_asked, old.ended) else { return };
         // Who has just started has to begin a session and look around first.
         let ready = Real(asked.0.saturating_sub(SETTLING));
+        // Others that were there may have a share in what is free, and must be able to take it.
+        let calm = self.processes.iter().enumerate().all(|(number, p)| {
+            let old = number as u32 == process || p.ended.is_some_and(|ended| ended < ready);
+            let successor = p.started >= ended && p.disturbed == p.started;
+            old || (p.alive && !p.paused && p.disturbed < ready) || successor
+        });
+        if !calm {
+            return;
+        }
         let heirs: Vec<u8> = self
             .processes
             .iter()
@@ -96,6 +105,49 @@ impl Checker {
     pub fn hand_over_after_stop(&self) -> u64 {
         let look = self.policy.passive_retry.max(self.policy.session_term / 3);
         (look + look / 5 + Duration::from_secs(15)).as_millis() as u64
+    }
+
+    /// L4, as it goes: a tick does not serve one account while another that is connected to the same
+    /// process, has waited longer and may have a run, waits on and on.
+    pub(super) fn started_before_others(&mut self, at: Real, process: u32, position: u16) {
+        let turns = self.turns() + 1;
+        let auto = &self.policy.auto_backfill;
+        // It was chosen some time ago, perhaps, and waited for its turn.
+        let slack = auto.interval * 2 + Duration::from_secs(60);
+        let (interval, now) = (auto.interval.as_millis() as u64, self.latest_commit);
+        let p = &self.processes[process as usize];
+        let ticks = p.ticks;
+        let Some(chosen) = self.accounts.get(usize::from(position)) else { return };
+        let waited = chosen.waited;
+        let mut starved = None;
+        for (other, seen) in self.accounts.iter_mut().enumerate() {
+            let here = seen
+                .connection
+                .is_some_and(|(q, since)| q == process && at.since(since) > interval * 2 + 60_000);
+            let runs = p.runs.iter().any(|(of, ..)| usize::from(*of) == other);
+            let waits = other != usize::from(position)
+                && here
+                && !runs
+                && !seen.deleted
+                && seen.waits < waited
+                && seen.due + slack < now;
+            if !waits {
+                continue;
+            }
+            if seen.passed_at != ticks {
+                seen.passed += 1;
+                seen.passed_at = ticks;
+            }
+            if seen.passed > turns {
+                seen.passed = 0;
+                starved = Some(seen.number);
+            }
+        }
+        if let (Some(number), Regime::Within) = (starved, self.regime) {
+            self.violate("L4", at, || {
+                format!("account {number} waits while others have their turn again and again")
+            });
+        }
     }
 
     /// Whether somebody owns the account and is connected.

@@ -13,7 +13,7 @@ use super::Checker;
 use crate::clock::Real;
 use crate::scenario::{AccountPlan, Regime, Scenario};
 use crate::store::SimStore;
-use crate::whatsapp::{Mail, MessageRef, WhatsApp, What, edited_text, message_text};
+use crate::whatsapp::{Mail, MessageRef, What, WhatsApp, edited_text, message_text};
 
 /// Which messages the store has.
 #[derive(Clone, Debug, Default)]
@@ -189,8 +189,21 @@ impl Checker {
 
     /// A message of the outbox leaves for WhatsApp.
     ///
-    /// S13: always under the id under which it left the first time.
-    pub fn sent(&mut self, at: Real, process: u32, outbox: &SmolStr, wa_id: &SmolStr) {
+    /// S13: always under the id under which it left the first time, and not before the store shows
+    /// that it was `claimed`.
+    pub fn sent(
+        &mut self,
+        at: Real,
+        process: u32,
+        outbox: &SmolStr,
+        wa_id: &SmolStr,
+        claimed: bool,
+    ) {
+        if !claimed {
+            self.violate("S13", at, || {
+                format!("process {process} sent {outbox} before the claim was durable")
+            });
+        }
         let first = self.messages.sent.entry(outbox.clone()).or_insert_with(|| wa_id.clone());
         if first != wa_id {
             let first = first.clone();
@@ -367,6 +380,15 @@ impl Checker {
         }
         let shown = documents.iter().filter_map(|doc| doc.int("lastMessageAtMs")).max()?;
         if shown != first.second * 1_000 {
+            // A message that nobody here could read yet counts too.
+            let unreadable = (0..length).any(|index| {
+                let m = MessageRef { thread, index };
+                net.message(account, m).is_some_and(|known| known.second * 1_000 == shown)
+                    && stored_message(account, m, store, net).is_some()
+            });
+            if unreadable && shown > first.second * 1_000 {
+                return None;
+            }
             return Some(format!("shows {shown} instead of {}", first.second * 1_000));
         }
         // What lies under two names is put together when it is next mentioned.

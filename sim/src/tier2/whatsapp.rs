@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 
+use backfill_core::id::OutboxId;
 use backfill_core::incoming::SyncSource;
 use backfill_core::io::{Answer, CloseReason, Rejection};
 use madsim::net::Endpoint;
@@ -18,7 +19,7 @@ use crate::chance::Chance;
 use crate::scenario::Kind;
 use crate::trace::Entry;
 use crate::whatsapp::{ConnKey, Delivery, Mail, Out};
-use crate::world::intake;
+use crate::world::{intake, people};
 
 /// So many messages are on their way from the network card to the program at once.
 const EARS: usize = 4;
@@ -99,7 +100,14 @@ impl Server {
                     });
                 }
                 Out::Later(account, later) => self.world.look(|truth| {
+                    let linked = truth.net.is_linked(account);
                     truth.net.handle(truth.now, account, later, &mut truth.faults);
+                    if !linked && truth.net.is_linked(account) {
+                        // Its credentials lie where its connection ends.
+                        let by = truth.net.connection(account).map(|key| key.process as usize);
+                        let at = by.and_then(|p| truth.processes.get(p)).map(|p| p.instance);
+                        truth.checker.credentials(account, at);
+                    }
                 }),
             }
         }
@@ -160,7 +168,8 @@ impl Truth {
                 let sent =
                     net.ask_history(self.now, account, key, request, &thread, named, count, faults);
                 if sent {
-                    self.checker.phone_asked(self.now, p, account);
+                    let reserved = people::is_reserved(&self.store, account, self.store_time());
+                    self.checker.phone_asked(self.now, p, account, &anchor.id, reserved);
                     self.trace.note(self.now, || Entry::Phone {
                         account,
                         process: p,
@@ -179,7 +188,10 @@ impl Truth {
             AskWhatsApp::Send { connection, outbox, thread, wa_id } => {
                 let sent = self.net.send(self.now, account, key(connection), &thread, &wa_id);
                 if sent {
-                    self.checker.sent(self.now, p, &outbox, &wa_id);
+                    let doc = OutboxId::parse(outbox.clone()).ok().map(|id| id.path());
+                    let doc = doc.and_then(|path| self.store.document(&path));
+                    let claimed = doc.is_some_and(|doc| doc.str("status") == Some("processing"));
+                    self.checker.sent(self.now, p, &outbox, &wa_id, claimed);
                 }
                 sent
             }

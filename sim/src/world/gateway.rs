@@ -9,6 +9,7 @@ use backfill_core::io::{
 };
 
 use super::intake::{Origin, history};
+use super::people::is_reserved;
 use super::{Ev, State, World};
 use crate::checker::Touched;
 use crate::scenario::{AccountPlan, Kind};
@@ -125,7 +126,9 @@ impl World {
                 });
                 if sent {
                     self.processes[p as usize].gateway.asked.insert(id.0, run);
-                    self.checker.phone_asked(self.now, p, account);
+                    let now = self.store_clock.store(self.now);
+                    let reserved = is_reserved(&self.store, account, now);
+                    self.checker.phone_asked(self.now, p, account, &anchor.id, reserved);
                     self.trace.note(self.now, || Entry::Phone {
                         account,
                         process: p,
@@ -148,7 +151,15 @@ impl World {
                     Some(number) => {
                         return self.parse_conversation(p, account, id, chunk.0, number, from);
                     }
-                    None => Answer::Rejected(Rejection::Invalid),
+                    None => {
+                        let gateway = &self.processes[p as usize].gateway;
+                        if gateway.chunks.contains_key(&(account, chunk.0)) {
+                            self.checker.violate("S12", self.now, || {
+                                format!("process {p} parses a chunk that is not in the spool")
+                            });
+                        }
+                        Answer::Rejected(Rejection::Invalid)
+                    }
                 }
             }
             GatewayCall::Recover => {

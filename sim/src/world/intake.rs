@@ -24,7 +24,7 @@ use crate::scenario::AccountPlan;
 use crate::trace::Entry;
 use crate::variant::Slip;
 use crate::whatsapp::{
-    ConnKey, Mail, MessageRef, Stretch, WhatsApp, What, edited_text, message_text,
+    ConnKey, Mail, MessageRef, Stretch, What, WhatsApp, edited_text, message_text,
 };
 
 /// A task that stores messages of one account.
@@ -53,13 +53,7 @@ const FAILURES: u32 = 4;
 
 impl World {
     /// Begins to store messages.
-    pub(super) fn begin_job(
-        &mut self,
-        p: u32,
-        account: u16,
-        origin: Origin,
-        mail: Vec<Mail>,
-    ) {
+    pub(super) fn begin_job(&mut self, p: u32, account: u16, origin: Origin, mail: Vec<Mail>) {
         let source = match origin {
             Origin::Chunk { .. } => SyncSource::HistorySync,
             Origin::Page { run: RunKind::AutoBackfill, .. } => SyncSource::Backfill,
@@ -70,12 +64,8 @@ impl World {
             .iter()
             .filter_map(|mail| match origin {
                 Origin::Realtime { .. } => record(&self.net, self.now, account, *mail, source),
-                Origin::Chunk { .. } => {
-                    told(&self.net, self.now, account, *mail, false, source)
-                }
-                Origin::Page { lid, .. } => {
-                    told(&self.net, self.now, account, *mail, lid, source)
-                }
+                Origin::Chunk { .. } => told(&self.net, self.now, account, *mail, false, source),
+                Origin::Page { lid, .. } => told(&self.net, self.now, account, *mail, lid, source),
             })
             .collect::<Vec<_>>();
         let id = AccountPlan::account(account);
@@ -340,7 +330,9 @@ fn handed_in(
 fn forget_summary(doc: &mut Arc<Document>) {
     let path = doc.path.as_str();
     if path.starts_with("threads/") && path.matches('/').count() == 1 {
-        Arc::make_mut(doc).fields.retain(|name, _| !name.starts_with("lastMessage"));
+        Arc::make_mut(doc)
+            .fields
+            .retain(|name, _| !name.starts_with("lastMessage") && name != "ingest");
     }
 }
 

@@ -9,7 +9,7 @@ use backfill_core::time::StoreTime;
 use backfill_driver::port::StoreError;
 
 use super::{Ev, NOBODY, State, World};
-use crate::checker::{Applied, Touched};
+use crate::checker::{Applied, Touched, says_running};
 use crate::scenario::Kind;
 use crate::trace::Entry;
 use crate::variant::Slip;
@@ -66,13 +66,8 @@ enum Fate {
 
 impl World {
     pub(super) fn send_for_core(&mut self, p: u32, mut request: StoreRequest) {
-        if self.slip == Some(Slip::LateRunningAfterOk)
-            && let StoreCall::Commit(writes) = &mut request.call
-            && writes.iter().any(says_running)
-        {
-            for write in writes.iter_mut().filter(|write| write.op != WriteOp::Verify) {
-                write.precondition = Precondition::Any;
-            }
+        if let StoreCall::Commit(writes) = &mut request.call {
+            self.loosen(writes);
         }
         let process = &self.processes[p as usize];
         let mono = self.hosts[process.host].clock.mono(self.now);
@@ -90,9 +85,33 @@ impl World {
         self.send(p, Dest::Core(request.id, touched), request.call, epoch);
     }
 
+    /// Takes away what a commit depends on, as a wrong shell would.
+    fn loosen(&self, writes: &mut Vec<Write>) {
+        let path = |write: &Write, end: &str| write.path.as_str().ends_with(end);
+        let fenced = match self.slip {
+            Some(Slip::LateRunningAfterOk) if writes.iter().any(says_running) => true,
+            Some(Slip::RunStateUnfenced)
+                if writes.iter().any(|write| {
+                    path(write, "/leases/autoBackfill") || path(write, "/leases/recentSync")
+                }) =>
+            {
+                false
+            }
+            Some(Slip::UnconditionalRelease) if writes.iter().any(gives_back) => false,
+            _ => return,
+        };
+        if !fenced {
+            writes.retain(|write| write.op != WriteOp::Verify);
+        }
+        for write in writes.iter_mut().filter(|write| write.op != WriteOp::Verify) {
+            write.precondition = Precondition::Any;
+        }
+    }
+
     /// Sends a request to the store; its answer will be an event.
     pub(super) fn send(&mut self, p: u32, dest: Dest, call: StoreCall, epoch: Option<Epoch>) {
         let is_commit = matches!(call, StoreCall::Commit(_));
+        *self.census.entry(kind_of(dest, &call)).or_default() += 1;
         if self.trace.is_recording()
             && let StoreCall::Get(paths) = &call
         {
@@ -366,14 +385,40 @@ impl World {
     }
 }
 
-/// Whether a write says that a backfill is under way.
-fn says_running(write: &Write) -> bool {
+/// Whether a write frees an account.
+fn gives_back(write: &Write) -> bool {
     let WriteOp::Merge(fields) = &write.op else { return false };
-    fields.iter().any(|(field, op)| {
-        let FieldOp::Set(Value::Map(status)) = op else { return false };
-        field.as_str() == "lastAutoBackfillStatus"
-            && status.get("running") == Some(&Value::Bool(true))
-    })
+    write.path.as_str().ends_with("/leases/connection")
+        && fields
+            .iter()
+            .any(|(field, op)| field.as_str() == "owner" && *op == FieldOp::Set(Value::Null))
+}
+
+/// What a request to the store is for, for the census.
+fn kind_of(dest: Dest, call: &StoreCall) -> &'static str {
+    if let Dest::Job(_) = dest {
+        return match call {
+            StoreCall::Commit(_) => "ingest: commits",
+            StoreCall::Get(_) | StoreCall::Query(_) => "ingest: reads",
+        };
+    }
+    match call {
+        StoreCall::Commit(writes) => match writes.first().map(|write| write.path.as_str()) {
+            Some(path) if path.starts_with("instances/") => "core: session commits",
+            Some(path) if path.ends_with("/sync/state") => "core: account commits",
+            _ => "core: other commits",
+        },
+        StoreCall::Get(paths) => match paths.first().map(|path| path.as_str()) {
+            Some("coordination/lock") => "core: reads of the lock",
+            _ => "core: other reads",
+        },
+        StoreCall::Query(query) => match query.collection.as_str() {
+            "instances" => "core: queries of sessions",
+            "outbox" => "core: queries of the outbox",
+            "accounts" => "core: queries of accounts",
+            _ => "core: other queries",
+        },
+    }
 }
 
 fn touches_session(dest: Dest) -> bool {
