@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use backfill_core::doc::{Document, Write};
 use backfill_core::id::{AccountId, BootId, Epoch, RequestId};
-use backfill_core::io::{Event, GatewayCall, Mode, Output, RunKind, Skip, Trigger};
+use backfill_core::io::{Event, GatewayCall, Key, Mode, Output, RunKind, Skip, Trigger};
 use backfill_core::policy::{Policy, Settings};
 use backfill_core::time::StoreTime;
 use smol_str::SmolStr;
@@ -417,6 +417,18 @@ impl Checker {
                 }
                 if *trigger == Trigger::Periodic {
                     self.started_before_others(at, process, position);
+                }
+            }
+            Event::Fenced { key: Key::Account(account) } => {
+                let position = usize::from(self.position_in(account.as_str()));
+                let p = &self.processes[process as usize];
+                let Some(seen) = self.accounts.get(position) else { return };
+                let held = p.holds[position].map(|(epoch, _)| epoch);
+                if held == Some(seen.epoch) && seen.owner == p.boot.as_str() {
+                    let number = seen.number;
+                    self.violate("S3", at, || {
+                        format!("process {process} is fenced from account {number}, which it owns")
+                    });
                 }
             }
             Event::SessionStarted { boot } => p.boot = boot.clone(),

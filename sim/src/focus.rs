@@ -53,7 +53,7 @@ pub fn failing(seed: u64) -> Scenario {
         let mut from = c.between(60, 100) * SECOND;
         while from < s.quiet_from.0 {
             fault(&mut s, Kind::WaDown, Target::Account(account), from, SECOND);
-            from += c.between(15, 25) * SECOND;
+            from += c.between(45, 70) * SECOND;
         }
     }
     s

@@ -8,6 +8,56 @@ use crate::campaign::{in_parallel, outcome};
 use crate::story::masked;
 use crate::variant::Variant;
 
+/// Each known bug is caught within so many fixed seeds, from 0 on.
+pub const WITHIN: u64 = 200;
+
+/// For each known bug, the first seed in which it is caught.
+pub const FOUND: [(&str, u64); 43] = [
+    ("acquire-not-tied-to-session", 5),
+    ("anchor-at-oldest", 31),
+    ("cap-counted-late", 8),
+    ("connect-before-ownership", 0),
+    ("cut-before-filter", 8),
+    ("dead-mark-after-one-look", 2),
+    ("deadline-from-answer", 2),
+    ("drain-trusted", 57),
+    ("effects-never-expire", 0),
+    ("endless-tries", 0),
+    ("expiry-by-written-until", 1),
+    ("fence-missing", 43),
+    ("fence-moved-by-renewal", 0),
+    ("fresh-id-per-attempt", 0),
+    ("guard-does-not-move-version", 0),
+    ("jitter-ignores-disconnect", 11),
+    ("lapsed-boot-believes", 2),
+    ("local-clock-expiry", 1),
+    ("margin-missing", 2),
+    ("marker-missing", 45),
+    ("no-renewal", 3),
+    ("order-by-success-alone", 0),
+    ("overlapping-ticks", 0),
+    ("parse-before-spool", 6),
+    ("passive-gate-missing", 1),
+    ("release-before-close", 5),
+    ("release-withdrawn", 9),
+    ("reservation-not-persisted", 0),
+    ("running-trusted", 0),
+    ("same-instance-id-trusted", 5),
+    ("send-before-claim", 0),
+    ("spacing-ignored", 4),
+    ("status-without-compare-and-set", 5),
+    ("successor-ignores-reservation", 0),
+    ("unknown-as-failure", 0),
+    ("unknown-as-success", 0),
+    ("ack-before-durable", 0),
+    ("failed-write-only-logged", 4),
+    ("late-running-after-ok", 15),
+    ("not-after-unchecked", 26),
+    ("run-state-unfenced", 5),
+    ("summary-moves-backwards", 1),
+    ("unconditional-release", 13),
+];
+
 /// What became of one known bug.
 #[derive(Clone, Debug, Serialize)]
 pub struct Mutant {

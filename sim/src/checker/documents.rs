@@ -156,6 +156,12 @@ impl Checker {
         self.documents.sessions.get(boot).map(|seen| (seen.renewed, seen.term))
     }
 
+    /// The process whose live session owns an account, as the documents show it.
+    fn owned_by(&self, position: u16) -> Option<u32> {
+        let owner = &self.accounts[usize::from(position)].owner;
+        self.documents.sessions.get(owner.as_str()).filter(|seen| !seen.dead)?.process
+    }
+
     /// Whether a session is alive by the store's clock.
     pub(super) fn session_lives(&self, boot: &str, now: StoreTime) -> bool {
         self.documents.sessions.get(boot).is_some_and(|s| !s.dead && now.since(s.renewed) <= s.term)
@@ -333,6 +339,8 @@ impl Checker {
         let current = self.accounts[usize::from(position)].epoch;
         match commit.epoch {
             Some(epoch) if epoch >= current => {}
+            // It was sent while the account was being given up, and nobody else has taken it.
+            None if self.owned_by(position) == Some(process) => {}
             Some(epoch) => self.violate("S3", commit.at, || {
                 format!(
                     "process {process} wrote {path} under epoch {}, after {}",
