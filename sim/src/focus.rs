@@ -50,10 +50,12 @@ pub fn failing(seed: u64) -> Scenario {
     s.quiet_from = Real(90 * MINUTE);
     s.end = Real(95 * MINUTE);
     for account in 0..3 {
-        let mut from = c.between(60, 100) * SECOND;
-        while from < s.quiet_from.0 {
+        // Not from the beginning, so that their first run does not come to its end; then soon after
+        // every tick, so that the run after the reconnect falls into the backoff.
+        fault(&mut s, Kind::WaDown, Target::Account(account), 0, MINUTE);
+        for tick in 1..75 {
+            let from = tick * 72 * SECOND + c.between(11, 13) * SECOND;
             fault(&mut s, Kind::WaDown, Target::Account(account), from, SECOND);
-            from += c.between(45, 70) * SECOND;
         }
     }
     s

@@ -198,8 +198,8 @@ impl Checker {
         if let Some((q, other_epoch)) = other {
             self.violate("S2", at, || {
                 format!(
-                    "processes {process} (epoch {}) and {q} (epoch {}) both believe to hold the \
-                     lock",
+                    "process {process} under epoch {} and process {q} under epoch {} both believe \
+                     to hold the lock",
                     epoch.0, other_epoch.0
                 )
             });
@@ -285,7 +285,9 @@ impl Checker {
                 {
                     let (number, kind) = (self.number(*position), *kind);
                     self.violate("S2", at, || {
-                        format!("account {number}: {kind:?} runs in processes {process} and {q}")
+                        format!(
+                            "account {number}: {kind:?} runs in process {process} and process {q}"
+                        )
                     });
                 }
             }
@@ -366,7 +368,9 @@ impl Checker {
             && !old.paused
         {
             self.violate("S4", at, || {
-                format!("account {account}: process {process} connects, and {q} is connected")
+                format!(
+                    "account {account}: process {process} connects, and process {q} is connected"
+                )
             });
         }
     }
@@ -380,7 +384,7 @@ impl Checker {
         let acts = self.processes.get(q as usize).is_some_and(|p| p.alive && !p.paused);
         if acts && self.regime == Regime::Within {
             self.violate("S4", at, || {
-                format!("account {account}: a Node instance connects, and {q} is connected")
+                format!("account {account}: a Node instance connects, and process {q} is connected")
             });
         }
     }
