@@ -113,7 +113,7 @@ pub fn run(seeds: Range<u64>, jobs: usize, done: impl Fn(u64) + Sync) -> Summary
 /// not fit together too.
 pub fn outcome(scenario: Scenario, variant: Option<Variant>) -> Report {
     let seed = scenario.seed;
-    let shadowed = seed % SHADOWED == 0;
+    let shadowed = seed.is_multiple_of(SHADOWED);
     let run = || match World::new(scenario, Trace::default()) {
         Ok(world) if shadowed => world.breaking(variant).shadowed().run().0,
         Ok(world) => world.breaking(variant).run().0,

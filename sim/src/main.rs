@@ -362,7 +362,12 @@ impl Which {
             SeedOrFile { scenario: Some(path), .. } => path,
             SeedOrFile { seed, .. } => {
                 let seed = seed.expect("one of the two is given");
-                return Ok((swarm::scenario(seed), self.bug));
+                // A known bug is replayed in the world in which it is looked for.
+                let scenario = match self.bug {
+                    Some(variant) => variant.world(seed),
+                    None => swarm::scenario(seed),
+                };
+                return Ok((scenario, self.bug));
             }
         };
         let shown = path.display();

@@ -349,7 +349,7 @@ impl Checker {
     /// A connection to WhatsApp opens; `replaced` is whose had to go.
     ///
     /// S4: within the bound, none is open for the account of a process that can act: one that is
-    /// alive and not paused.
+    /// alive, not paused, and believes to own the account; any other can only close it.
     pub fn connected(&mut self, at: Real, process: u32, account: u16, replaced: Option<u32>) {
         let position = self.position(account);
         let Some(seen) = self.accounts.get_mut(usize::from(position)) else { return };
@@ -366,6 +366,7 @@ impl Checker {
             && let Some(old) = self.processes.get(q as usize)
             && old.alive
             && !old.paused
+            && old.holds[usize::from(position)].is_some_and(|(_, until)| until > at)
         {
             self.violate("S4", at, || {
                 format!(
@@ -381,7 +382,11 @@ impl Checker {
     pub fn foreign_connected(&mut self, at: Real, account: u16, replaced: Option<u32>) {
         let Some(q) = replaced else { return };
         self.disconnected(at, q, account);
-        let acts = self.processes.get(q as usize).is_some_and(|p| p.alive && !p.paused);
+        let position = usize::from(self.position(account));
+        let acts = self.processes.get(q as usize).is_some_and(|p| {
+            let hold = p.holds.get(position).copied().flatten();
+            p.alive && !p.paused && hold.is_some_and(|(_, until)| until > at)
+        });
         if acts && self.regime == Regime::Within {
             self.violate("S4", at, || {
                 format!("account {account}: a Node instance connects, and process {q} is connected")

@@ -110,7 +110,6 @@ impl Checker {
     /// L4, as it goes: a tick does not serve one account while another that is connected to the same
     /// process, has waited longer and may have a run, waits on and on.
     pub(super) fn started_before_others(&mut self, at: Real, process: u32, position: u16) {
-        let turns = self.turns() + 1;
         let auto = &self.policy.auto_backfill;
         // It was chosen some time ago, perhaps, and waited for its turn.
         let slack = auto.interval * 2 + Duration::from_secs(60);
@@ -138,7 +137,7 @@ impl Checker {
                 seen.passed += 1;
                 seen.passed_at = ticks;
             }
-            if seen.passed > turns {
+            if seen.passed > PASSED {
                 seen.passed = 0;
                 starved = Some(seen.number);
             }
@@ -276,6 +275,9 @@ const fn may_take_over(mode: Mode) -> bool {
     use backfill_core::io::PassiveReason as Why;
     matches!(mode, Mode::Active | Mode::Passive(Why::HeldByOther | Why::Starting))
 }
+
+/// So many ticks may serve others first: what they chose may have waited in line.
+const PASSED: u64 = 2;
 
 /// How long before a stop another process has to have been there, in milliseconds.
 const SETTLING: u64 = 60_000;
