@@ -44,12 +44,16 @@ pub fn failing(seed: u64) -> Scenario {
         auto_per_tick: Some(3),
         auto_concurrency: Some(3),
         spacing: Some(5 * SECOND),
-        phone_timeout: Some(20 * SECOND),
         ..s.pace
     };
     s.quiet_from = Real(90 * MINUTE);
     s.end = Real(95 * MINUTE);
-    for account in 0..3 {
+    for account in 0..3_u16 {
+        // Always something to ask a phone that never answers, so that every run is cut off.
+        let plan = &mut s.accounts[usize::from(account)];
+        (plan.threads, plan.messages) = (400, 20_000);
+        let from_now_on = s.quiet_from.0;
+        fault(&mut s, Kind::PhoneOffline, Target::Account(account), 0, from_now_on);
         // Not from the beginning, so that their first run does not come to its end; then soon after
         // every tick, so that the run after the reconnect falls into the backoff.
         fault(&mut s, Kind::WaDown, Target::Account(account), 0, MINUTE);
