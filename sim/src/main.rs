@@ -58,7 +58,7 @@ enum Command {
     /// Break every known rule in turn; fails if the fixed seeds do not notice one
     Mutants {
         /// Which seeds
-        #[arg(long, value_name = "A..B", allow_hyphen_values = true, default_value = "0..200")]
+        #[arg(long, value_name = "A..B", allow_hyphen_values = true, default_value = "0..100")]
         seeds: Seeds,
         #[command(flatten)]
         jobs: Jobs,
