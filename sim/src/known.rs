@@ -29,7 +29,8 @@ const TIER_1: [(&str, &[u64]); 8] = [
 ];
 
 /// Worlds of the second tier, and what they violate.
-const TIER_2: [(&str, &[u64]); 1] = [("L6", &[31, 45, 150])];
+const TIER_2: [(&str, &[u64]); 3] =
+    [("L1", &[49, 173, 195]), ("L6", &[31, 45, 80, 150, 172, 195]), ("S5", &[16, 118])];
 
 /// Whether it is known that the world of a seed violates this in the first tier.
 pub fn in_tier_1(seed: u64, check: &str) -> bool {
