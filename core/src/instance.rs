@@ -317,6 +317,12 @@ impl Instance {
             .unwrap_or(u32::MAX)
     }
 
+    /// Whether runs that the last tick of a kind started still work, or wait for their turn: as
+    /// long as they do, no tick follows.
+    pub fn tick_works(&self, kind: RunKind) -> bool {
+        self.last_tick_works(kind)
+    }
+
     fn on_answer(&mut self, request: RequestId, answer: Answer) {
         let Some(route) = self.host.answered(request) else { return };
         if let Answer::Read { read_time, .. } | Answer::Found { read_time, .. } = &answer {

@@ -540,9 +540,7 @@ impl Tenure {
         }
         let lease = self.leases.entry(kind).or_default();
         let path = lease_path(&self.id, kind);
-        let guarded = !host.bug(Bug::RunStateUnguarded);
         let precondition = match lease.version {
-            _ if !guarded => Precondition::Any,
             Some(version) => Precondition::Version(version),
             None => Precondition::Absent,
         };

@@ -275,14 +275,9 @@ impl Session {
                 ],
             )],
             Op::Release { path, version, epoch, announce, .. } => {
-                let precondition = if host.bug(Bug::UnconditionalRelease) {
-                    Precondition::Any
-                } else {
-                    Precondition::Version(*version)
-                };
                 let mut writes = vec![Write::merge(
                     path.clone(),
-                    precondition,
+                    Precondition::Version(*version),
                     vec![(OWNER, Value::Null.into()), (EPOCH, Value::from(epoch.0).into())],
                 )];
                 writes.extend(announce.iter().map(|watched| {

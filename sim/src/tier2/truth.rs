@@ -295,6 +295,10 @@ impl Truth {
         }
     }
 
+    pub(super) fn store_time(&self) -> StoreTime {
+        self.store_clock.store(self.now)
+    }
+
     /// The end of the world, and what came of it.
     pub(super) fn finish(mut self) -> (Report, Trace) {
         self.now = self.scenario.end;
@@ -311,6 +315,7 @@ impl Truth {
             sometimes: self.checker.sometimes().clone(),
             faults: fault_counts(self.faults.struck()),
             events: self.events,
+            census: Vec::new(),
             simulated_ms: self.now.0,
         };
         (report, self.trace)
