@@ -290,7 +290,7 @@ impl Checker {
     }
 
     /// A process goes on.
-    pub fn resumed(&mut self, at: Real, process: u32) {
+    pub fn resumed(&mut self, _at: Real, process: u32) {
         let p = &mut self.processes[process as usize];
         p.paused = false;
         if std::mem::take(&mut p.overtaken) {
