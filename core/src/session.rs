@@ -222,7 +222,8 @@ impl Session {
             host.policy.belief(host.policy.session_term)
         };
         let until = counted_from + belief;
-        host.deadline = host.shown_until.map_or(until, |shown| until.min(shown));
+        let shown = host.shown_until.filter(|_| self.state != SessionState::Passive);
+        host.deadline = shown.map_or(until, |shown| until.min(shown));
         host.timers.set(Timer::Deadline, host.deadline);
         if !host.bug(Bug::NoRenewal) {
             let renewal = host.policy.session_renewal;

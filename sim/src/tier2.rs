@@ -180,7 +180,7 @@ fn plan_ahead(truth: &mut Truth) {
 fn start(world: &World, instance: u8) {
     let made = world.look(|truth| {
         let host = truth.hosts.iter().position(|host| host.plan.id == instance)?;
-        if truth.hosts[host].current.is_some() {
+        if truth.hosts[host].current.is_some() || truth.faults.keeps_down(instance) {
             return None;
         }
         let number = truth.processes.len() as u32;

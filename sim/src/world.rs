@@ -337,7 +337,7 @@ impl World {
     fn start(&mut self, instance: u8) {
         let Some(i) = self.hosts.iter().position(|host| host.plan.id == instance) else { return };
         let host = &mut self.hosts[i];
-        if host.current.is_some() || self.is_kept_down(instance) {
+        if host.current.is_some() || self.faults.keeps_down(instance) {
             return;
         }
         let host = &mut self.hosts[i];
@@ -631,12 +631,6 @@ impl World {
             self.queue.push(due, Ev::CheckHandOver(p));
         }
         self.trace.note(self.now, || Entry::Ended { process: p, graceful });
-    }
-
-    fn is_kept_down(&self, instance: u8) -> bool {
-        [Kind::Crash, Kind::HostReboot { ms: 0 }, Kind::Stop]
-            .iter()
-            .any(|kind| self.faults.on(*kind, instance, NOBODY))
     }
 
     fn fault(&mut self, i: u32, on: bool) {

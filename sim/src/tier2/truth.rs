@@ -193,11 +193,13 @@ impl Truth {
             return;
         }
         process.state = State::Dead;
-        let (node, disturbed) = (process.node, process.disturbed);
+        let (node, instance, disturbed) = (process.node, process.instance, process.disturbed);
         self.hosts[process.host].current = None;
         for (account, request) in std::mem::take(&mut process.connections) {
             self.net.close(account, ConnKey { process: p, request });
         }
+        // Whoever keeps processes running starts another one, unless it is meant to be down.
+        self.schedule(self.now.after(1_000), Ev::Start(instance));
         self.checker.ended(self.now, p, graceful, disturbed);
         self.trace.note(self.now, || Entry::Ended { process: p, graceful });
         Handle::current().kill(node);
