@@ -405,7 +405,7 @@ impl World {
             self.trace.note(self.now, || Entry::Input { process: p, mono, input });
         }
         let before = process.core.mode();
-        let works = input == Input::Timeout && process.core.tick_works(RunKind::AutoBackfill);
+        let mut works = input == Input::Timeout && process.core.tick_works(RunKind::AutoBackfill);
         let again = process.shadow.is_some().then(|| input.clone());
         process.core.handle_input(mono, input);
         let first = process.outputs.len();
@@ -424,6 +424,8 @@ impl World {
             if matches!(output, Output::Event(_)) || is_commit(output) {
                 touched.and(self.checker.touched_by(output));
             }
+            // One that ends right before the tick works no more.
+            works &= !matches!(output, Output::Event(Event::RunEnded { kind: AUTO_BACKFILL, .. }));
             if works && matches!(output, Output::Event(Event::Tick { kind: AUTO_BACKFILL, .. })) {
                 self.checker.violate("S7", self.now, || {
                     format!("process {p}: a tick while runs of the tick before work")
