@@ -94,8 +94,6 @@ bugs! {
     ReleaseWithdrawn = "release-withdrawn",
     /// The phone is asked without a reservation
     ReservationNotPersisted = "reservation-not-persisted",
-    /// A run's state is written without looking whether it changed meanwhile
-    RunStateUnguarded = "run-state-unguarded",
     /// `running: true` in the status keeps an account from ever running again
     RunningTrusted = "running-trusted",
     /// Own label on the lock counts as holding it
@@ -108,8 +106,6 @@ bugs! {
     StatusWithoutCompareAndSet = "status-without-compare-and-set",
     /// A successor ignores a reservation that is still in flight
     SuccessorIgnoresReservation = "successor-ignores-reservation",
-    /// Releases overwrite whatever is there
-    UnconditionalRelease = "unconditional-release",
     /// An unknown outcome counts as failure
     UnknownAsFailure = "unknown-as-failure",
     /// An unknown outcome counts as success

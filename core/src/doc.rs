@@ -196,10 +196,7 @@ impl DocPath {
     /// # Errors
     /// [`PathError`] if `id` cannot be a document id, for instance because it contains `/`.
     pub fn new(collection: &CollectionPath, id: &str) -> Result<Self, PathError> {
-        segment_rules(id)?;
-        if id.contains('/') {
-            return Err(PathError::Slash);
-        }
+        id_rules(id)?;
         Ok(Self(smol_str::format_smolstr!("{}/{id}", collection.0)))
     }
 
@@ -602,6 +599,12 @@ pub struct Cursor {
     pub keys: Vec<Value>,
     /// The document's id
     pub id: SmolStr,
+}
+
+/// What may be the id of a document.
+pub(crate) fn id_rules(id: &str) -> Result<(), PathError> {
+    segment_rules(id)?;
+    if id.contains('/') { Err(PathError::Slash) } else { Ok(()) }
 }
 
 fn segment_rules(segment: &str) -> Result<(), PathError> {

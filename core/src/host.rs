@@ -27,6 +27,8 @@ pub(crate) struct Host {
     pub(crate) boot: BootId,
     /// Until when everything held under the session may be believed
     pub(crate) deadline: Mono,
+    /// In shared mode, until when the compat lock certainly keeps other software away
+    pub(crate) shown_until: Option<Mono>,
     /// Slots taken by working runs, per kind
     pub(crate) working: BTreeMap<RunKind, u32>,
     /// Runs that wait for a slot, in order
@@ -164,6 +166,7 @@ impl Host {
             timers: Timers::new(),
             boot: BootId::derive(&seed, 0),
             deadline: Mono::ZERO,
+            shown_until: None,
             working: BTreeMap::new(),
             waiting: VecDeque::new(),
             next_connect: now,

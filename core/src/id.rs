@@ -21,7 +21,7 @@ macro_rules! text_id {
             /// [`PathError`] if it cannot be the id of a document: empty, with `/`, reserved, too long.
             pub fn parse(id: impl Into<SmolStr>) -> Result<Self, PathError> {
                 let id = id.into();
-                DocPath::new(&CollectionPath::root("x"), &id)?;
+                crate::doc::id_rules(&id)?;
                 Ok(Self(id))
             }
 

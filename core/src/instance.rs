@@ -23,7 +23,7 @@ use crate::io::{
     Answer, Command, CommandId, Event, GatewayCall, GatewayEvent, Hint, Input, Key, Lane, Mode,
     Output, PassiveReason, Reply, RunKind, Skip, Trigger,
 };
-use crate::lock::{LockView, compat_path, lock_path};
+use crate::lock::{COMPAT_TERM, LockView, compat_path, lock_path};
 use crate::outbox;
 use crate::ownership::{Seen, share};
 use crate::policy::{Credentials, InstanceMode, Policy};
@@ -128,6 +128,7 @@ struct Account {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 struct Look {
     under_way: bool,
+    asked: Mono,
     again: bool,
     /// The lock and the compat lock
     locks: (StoreTime, Vec<Option<Arc<Document>>>),
@@ -315,6 +316,12 @@ impl Instance {
         };
         u32::try_from(self.connected.iter().filter(|id| works(&self.accounts[*id])).count())
             .unwrap_or(u32::MAX)
+    }
+
+    /// Whether runs that the last tick of a kind started still work, or wait for their turn: as
+    /// long as they do, no tick follows.
+    pub fn tick_works(&self, kind: RunKind) -> bool {
+        self.last_tick_works(kind)
     }
 
     fn on_answer(&mut self, request: RequestId, answer: Answer) {
@@ -577,7 +584,13 @@ impl Instance {
                 self.decide();
                 self.reconsider();
             }
-            Op::Mirror if self.is_shared() => self.session.mirror = None,
+            Op::Mirror if self.is_shared() => {
+                self.session.mirror = None;
+                self.show_shared();
+                if self.mode != Mode::Active {
+                    self.soon(Timer::Poll);
+                }
+            }
             Op::Mirror | Op::Renew => {
                 if self.host.bug(Bug::FenceMovedByRenewal) {
                     self.touch_fences();
@@ -626,7 +639,11 @@ impl Instance {
                 self.step_down(PassiveReason::HeldByForeign);
                 return;
             }
-            if let Some(mirror) = &mut self.session.mirror {
+            if self.is_shared() {
+                // Somebody else of the cluster may have renewed it.
+                self.session.mirror = None;
+                self.soon(Timer::Poll);
+            } else if let Some(mirror) = &mut self.session.mirror {
                 mirror.precondition = Precondition::unchanged(doc.as_deref());
             }
         }
@@ -685,6 +702,7 @@ impl Instance {
             self.host.timers.clear(&timer);
         }
         self.host.deadline = Mono::ZERO;
+        self.host.shown_until = None;
         self.host.forget(|_| true);
         self.living.clear();
         self.host.waiting.clear();
@@ -799,6 +817,7 @@ impl Instance {
             self.look.again = true;
             return;
         }
+        self.look.asked = self.host.now;
         let paths = vec![lock_path(), compat_path()];
         self.host.get(Route::PollLock, Lane::Lease, paths);
     }
@@ -835,6 +854,12 @@ impl Instance {
         self.lock.see(locks.next().flatten().as_deref());
         self.lock.see_compat(locks.next().flatten().as_deref());
         self.lock.read_time = read_time;
+        if self.is_shared()
+            && let Some(left) = self.lock.shared_for()
+        {
+            let shown = self.look.asked + self.host.policy.belief(left);
+            self.host.shown_until = self.host.shown_until.max(Some(shown));
+        }
         let pages = std::mem::take(&mut self.look.sessions);
         self.looked();
         let marks = self.roster.learn(&self.host, &pages);
@@ -891,7 +916,12 @@ impl Instance {
             Mode::Passive(_) if foreign => {
                 self.set_mode(Mode::Passive(PassiveReason::HeldByForeign));
             }
-            Mode::Passive(_) if cluster.is_some() && ours => self.activate(None),
+            Mode::Passive(_) if cluster.is_some() && ours => {
+                self.keep_shared_mirror(now);
+                if self.session.mirror.is_none() {
+                    self.activate(None);
+                }
+            }
             Mode::Passive(_) if alive && !self.trusts_label(owner.as_deref()) => {
                 self.set_mode(Mode::Passive(PassiveReason::HeldByOther));
             }
@@ -940,7 +970,9 @@ impl Instance {
         self.look = Look::default();
         self.lock.owner = Some(claim.owner.clone());
         self.lock.epoch = claim.epoch;
-        if !self.is_shared() {
+        if self.is_shared() {
+            self.show_shared();
+        } else {
             let version = versions.get(1).copied().flatten();
             self.session.mirror = claim.mirror.clone().map(|mirror| Mirror {
                 precondition: version.map_or(Precondition::Any, Precondition::Version),
@@ -971,8 +1003,8 @@ impl Instance {
     /// Whichever shared session sees it first keeps the compat lock alive for all.
     fn keep_shared_mirror(&mut self, read_time: StoreTime) {
         let InstanceMode::Shared { cluster } = &self.host.policy.mode else { return };
-        let half = self.host.policy.session_term / 2;
-        if self.lock.compat_until() > read_time + half {
+        let renewed = COMPAT_TERM * 2 / 3;
+        if self.lock.compat_until() > read_time + renewed || self.session.mirror.is_some() {
             return;
         }
         self.session.mirror = Some(Mirror {
@@ -981,6 +1013,13 @@ impl Instance {
             holder: smol_str::format_smolstr!("shared:{cluster}"),
         });
         self.session.push(&mut self.host, Op::Mirror);
+    }
+
+    /// The compat lock was written just now.
+    fn show_shared(&mut self) {
+        let sent = self.session.confirmed().unwrap_or(self.host.now);
+        let shown = sent + self.host.policy.belief(COMPAT_TERM);
+        self.host.shown_until = self.host.shown_until.max(Some(shown));
     }
 
     // --- Accounts: who owns what ---
@@ -1142,7 +1181,7 @@ impl Instance {
                 },
             };
             let unowned_since = *account.unowned_since.get_or_insert(self.host.now);
-            if !self.credentials.contains(id) && account.needs_credentials(&self.host) {
+            if !self.credentials.contains(id) && needs_credentials(&self.host, &account.record) {
                 if !std::mem::replace(&mut account.reported_elsewhere, true) {
                     self.host.incident(Some(id), "session_elsewhere");
                 }
@@ -1151,7 +1190,10 @@ impl Instance {
             let long = self.host.now.since(unowned_since) >= self.host.policy.unowned_bound;
             let pause = self.host.policy.rebalance_interval * 2;
             let just_left = account.released_at.is_some_and(|at| self.host.now.since(at) < pause);
-            if !long && (room == 0 || just_left) {
+            // A share limits only what others could take too.
+            let alone = needs_credentials(&self.host, &account.record)
+                && self.host.now >= self.abstain_until;
+            if !long && !alone && (room == 0 || just_left) {
                 let at = unowned_since + self.host.policy.unowned_bound;
                 self.host.timers.set_earliest(Timer::Scan, at);
                 continue;
@@ -1258,7 +1300,11 @@ impl Instance {
         let candidate = self
             .accounts
             .iter()
-            .find(|(_, account)| account.tenure.as_ref().is_some_and(|t| resident(t)))
+            .find(|(_, account)| {
+                // What can be served only here stays here.
+                let bound = |t: &Tenure| needs_credentials(&self.host, &t.record);
+                account.tenure.as_ref().is_some_and(|t| !bound(t) && resident(t))
+            })
             .map(|(id, _)| id.clone());
         if let (true, Some(id)) = (settled, candidate) {
             self.last_move = Some(self.host.now);
@@ -1472,11 +1518,11 @@ impl Account {
             unsaved: Gaps::default(),
         }
     }
+}
 
-    /// Whether it can be served only where its credentials lie.
-    fn needs_credentials(&self, host: &Host) -> bool {
-        host.policy.credentials == Credentials::Local && self.record.is_paired()
-    }
+/// Whether an account can be served only where its credentials lie.
+fn needs_credentials(host: &Host, record: &Record) -> bool {
+    host.policy.credentials == Credentials::Local && record.is_paired()
 }
 
 const ACCOUNTS_PER_PAGE: u32 = 300;

@@ -111,9 +111,11 @@ impl Ledger {
         }
     }
 
-    /// Forgets what was asked for and has not been sent.
-    pub(crate) fn withdraw(&mut self, purpose: &Purpose) {
+    /// Forgets what was asked for and has not been sent. `true` if there was something.
+    pub(crate) fn withdraw(&mut self, purpose: &Purpose) -> bool {
+        let queued = self.queue.len();
         self.queue.retain(|queued| queued != purpose);
+        self.queue.len() < queued
     }
 
     pub(crate) fn is_idle(&self) -> bool {

@@ -80,6 +80,13 @@ impl LockView {
         self.compat.as_ref().map(|compat| &compat.holder).filter(|holder| !holder.is_empty())
     }
 
+    /// For how long others still have to take the compat lock for this cluster's, counted from the
+    /// read.
+    pub(crate) fn shared_for(&self) -> Option<Duration> {
+        let compat = self.compat.as_ref().filter(|compat| compat.holder.starts_with("shared:"))?;
+        Some(StoreTime::from_millis(compat.until_ms).since(self.read_time))
+    }
+
     pub(crate) fn unchanged(&self) -> Precondition {
         self.version.map_or(Precondition::Absent, Precondition::Version)
     }
@@ -90,7 +97,7 @@ impl LockView {
 }
 
 /// The term that a Node instance writes and expects.
-const COMPAT_TERM: Duration = Duration::from_secs(90);
+pub(crate) const COMPAT_TERM: Duration = Duration::from_secs(90);
 
 #[cfg(test)]
 mod tests {

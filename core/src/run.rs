@@ -540,9 +540,7 @@ impl Tenure {
         }
         let lease = self.leases.entry(kind).or_default();
         let path = lease_path(&self.id, kind);
-        let guarded = !host.bug(Bug::RunStateUnguarded);
         let precondition = match lease.version {
-            _ if !guarded => Precondition::Any,
             Some(version) => Precondition::Version(version),
             None => Precondition::Absent,
         };
@@ -812,6 +810,10 @@ impl Tenure {
         run.error.get_or_insert(error);
         match run.step {
             Step::Queued | Step::Checking => self.drop_run(host, kind, error),
+            // Nothing of it has left, and nothing is to leave.
+            Step::Starting if self.ledger.withdraw(&Purpose::RunStart(kind)) => {
+                self.drop_run(host, kind, error);
+            }
             // Whether the lease is taken is not known yet; its answer ends the run.
             Step::Starting => run.step = Step::Ending,
             _ => self.end_run(host, kind),

@@ -14,6 +14,7 @@ use crate::doc::{DocPath, FieldOp, FieldPath, Precondition, Value, Version, Writ
 use crate::host::{Host, Route, Timer};
 use crate::id::{BootId, Epoch};
 use crate::io::{Answer, Key};
+use crate::lock::COMPAT_TERM;
 use crate::policy::InstanceMode;
 use crate::time::{Mono, StoreTime};
 
@@ -139,12 +140,25 @@ impl Session {
             self.queue.clear();
             self.ending = true;
         }
-        if matches!(op, Op::Renew | Op::Mirror) && (self.op.is_some() || !self.queue.is_empty()) {
-            // Whatever goes next renews the session; the compat lock's turn comes with the timer.
+        if op == Op::Mirror {
+            // It must not wait until everything else is done.
+            if self.op != Some(Op::Mirror) && self.queue.front() != Some(&Op::Mirror) {
+                self.queue.push_front(op);
+                self.pump(host);
+            }
+            return;
+        }
+        if op == Op::Renew && (self.op.is_some() || !self.queue.is_empty()) {
+            // Whatever goes next renews the session.
             return;
         }
         self.queue.push_back(op);
         self.pump(host);
+    }
+
+    /// When the latest commit that is known to have happened was sent.
+    pub(crate) fn confirmed(&self) -> Option<Mono> {
+        self.chain.confirmed()
     }
 
     pub(crate) fn is_ending(&self) -> bool {
@@ -207,7 +221,9 @@ impl Session {
         } else {
             host.policy.belief(host.policy.session_term)
         };
-        host.deadline = counted_from + belief;
+        let until = counted_from + belief;
+        let shown = host.shown_until.filter(|_| self.state != SessionState::Passive);
+        host.deadline = shown.map_or(until, |shown| until.min(shown));
         host.timers.set(Timer::Deadline, host.deadline);
         if !host.bug(Bug::NoRenewal) {
             let renewal = host.policy.session_renewal;
@@ -263,6 +279,8 @@ impl Session {
                 writes.extend(claim.mirror.as_ref().map(|mirror| mirror.held(host, true)));
                 writes
             }
+            // A cluster's stays with those that remain.
+            Op::End if matches!(host.policy.mode, InstanceMode::Shared { .. }) => Vec::new(),
             Op::End => self.mirror.iter().map(Mirror::released).collect(),
             Op::Mirror => self.mirror.iter().map(|mirror| mirror.held(host, false)).collect(),
             Op::MarkDead { boot, version, last_beat } => vec![Write::merge(
@@ -275,14 +293,9 @@ impl Session {
                 ],
             )],
             Op::Release { path, version, epoch, announce, .. } => {
-                let precondition = if host.bug(Bug::UnconditionalRelease) {
-                    Precondition::Any
-                } else {
-                    Precondition::Version(*version)
-                };
                 let mut writes = vec![Write::merge(
                     path.clone(),
-                    precondition,
+                    Precondition::Version(*version),
                     vec![(OWNER, Value::Null.into()), (EPOCH, Value::from(epoch.0).into())],
                 )];
                 writes.extend(announce.iter().map(|watched| {
@@ -297,7 +310,12 @@ impl Session {
 
 impl Mirror {
     fn held(&self, host: &Host, acquired: bool) -> Write {
-        let until = host.clock.now(host.now, 0).unwrap_or_default() + host.policy.session_term;
+        // One session renews it for all of a cluster, and not with each renewal.
+        let term = match host.policy.mode {
+            InstanceMode::Exclusive => host.policy.session_term,
+            InstanceMode::Shared { .. } => COMPAT_TERM.max(host.policy.session_term),
+        };
+        let until = host.clock.now(host.now, 0).unwrap_or_default() + term;
         let mut fields = vec![
             (HOLDER_INSTANCE_ID, Value::from(self.holder.clone()).into()),
             (LEASE_UNTIL, Value::Int(until.as_millis()).into()),

@@ -1,6 +1,7 @@
-//! A whole instance under arbitrary input: it never panics, never sleeps on output, and does the
-//! same again for the same input.
+//! A whole instance under arbitrary input: it never panics, never sleeps on output, does the same
+//! again for the same input, and every request is answered or given up once.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use backfill_core::coverage::{Mark, PageEnd};
@@ -64,7 +65,7 @@ fn number() -> impl Strategy<Value = i64> {
     prop_oneof![Just(i64::MIN), Just(i64::MAX), Just(0), -5_i64..5, any::<i64>()]
 }
 
-fn value() -> impl Strategy<Value = Value> {
+pub(crate) fn value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
         any::<bool>().prop_map(Value::Bool),
@@ -111,31 +112,33 @@ const FIELDS: [&str; 24] = [
 ];
 
 /// An instance, its store, and all it has asked for and not been answered.
-struct Rig {
+pub(crate) struct Rig {
     instance: Instance,
-    store: SimStore,
+    pub(crate) store: SimStore,
     now: u64,
     asked: Vec<StoreRequest>,
     wanted: Vec<GatewayRequest>,
+    /// When each request was made, and how long its answer is waited for
+    sent: BTreeMap<RequestId, (u64, Option<u64>)>,
     opened: Vec<RequestId>,
     known: Vec<DocPath>,
     highest: u64,
     log: String,
 }
 
-const NOW: StoreTime = StoreTime::from_secs(1_800_000_000);
+pub(crate) const NOW: StoreTime = StoreTime::from_secs(1_800_000_000);
 
-fn account() -> AccountId {
+pub(crate) fn account() -> AccountId {
     AccountId::parse("account_dev_0").expect("a path segment")
 }
 
-fn thread(n: i64) -> ThreadId {
+pub(crate) fn thread(n: i64) -> ThreadId {
     let jid = if n % 2 == 0 { "[object Object]" } else { "40711111111@s.whatsapp.net" };
     ThreadId::of_chat(&account(), jid).expect("a path segment")
 }
 
 impl Rig {
-    fn new(shared: bool, beginning: u64) -> Self {
+    pub(crate) fn new(shared: bool, beginning: u64) -> Self {
         let label = InstanceId::parse("i").expect("a path segment");
         let settings =
             if shared { Settings::shared(label, "c") } else { Settings::exclusive(label) };
@@ -161,6 +164,7 @@ impl Rig {
             now: beginning,
             asked: Vec::new(),
             wanted: Vec::new(),
+            sent: BTreeMap::new(),
             opened: Vec::new(),
             known: vec![account().path()],
             highest: 0,
@@ -170,7 +174,47 @@ impl Rig {
         rig
     }
 
-    fn give(&mut self, input: Input) {
+    /// Answers requests in their order, at most so many, and says how many there were.
+    pub(crate) fn flow(&mut self, most: u32) -> u32 {
+        for answered in 0..most {
+            if self.asked.is_empty() && self.wanted.is_empty() {
+                return answered;
+            }
+            self.take(&Step::Flow(1));
+        }
+        most
+    }
+
+    pub(crate) fn wait(&mut self, ms: i64) {
+        self.take(&Step::Wait(ms));
+    }
+
+    /// Answers a request. If it has been given up, that changes nothing, and if the same answer
+    /// comes again, that changes nothing either.
+    fn answer(&mut self, id: RequestId, answer: Answer) {
+        let odd = self.log.contains("back") || self.now > u64::MAX / 4;
+        if let Some((sent, Some(patience))) = self.sent.get(&id).copied()
+            && !odd
+            && self.now > sent + patience
+        {
+            self.give(Input::Timeout);
+            self.give_in_vain(id, &answer);
+            return;
+        }
+        self.give(Input::Answer(id, answer.clone()));
+        if !odd {
+            self.give_in_vain(id, &answer);
+        }
+    }
+
+    fn give_in_vain(&mut self, id: RequestId, answer: &Answer) {
+        let mut double = self.instance.clone();
+        double.handle_input(Mono::from_millis(self.now), Input::Answer(id, answer.clone()));
+        assert_eq!(double.poll_output(), None, "request {id:?} was answered already");
+        assert!(double == self.instance, "request {id:?} was answered already");
+    }
+
+    pub(crate) fn give(&mut self, input: Input) {
         let now = Mono::from_millis(self.now);
         self.instance.handle_input(now, input);
         loop {
@@ -185,6 +229,14 @@ impl Rig {
                 Output::Store(request) => {
                     assert!(request.id.0 > self.highest, "requests are numbered upwards");
                     self.highest = request.id.0;
+                    let patience = match request.call {
+                        StoreCall::Commit(_) => self.instance.policy().write_timeout,
+                        StoreCall::Get(_) | StoreCall::Query(_) => {
+                            self.instance.policy().read_timeout
+                        }
+                    };
+                    let patience = Some(patience.as_millis() as u64);
+                    self.sent.insert(request.id, (self.now, patience));
                     match &request.call {
                         StoreCall::Commit(writes) => {
                             self.known.extend(writes.iter().map(|write| write.path.clone()));
@@ -200,6 +252,15 @@ impl Rig {
                     if matches!(request.call, GatewayCall::Connect | GatewayCall::History { .. }) {
                         self.opened.push(request.id);
                     }
+                    // How long a chunk takes depends on its size.
+                    let endless = matches!(
+                        request.call,
+                        GatewayCall::Parse { .. }
+                            | GatewayCall::Spool { .. }
+                            | GatewayCall::Unspool { .. }
+                    );
+                    let patience = (!endless).then_some(GATEWAY_TIMEOUT);
+                    self.sent.insert(request.id, (self.now, patience));
                     self.wanted.push(request);
                 }
                 Output::Event(_) | Output::Reply(..) | Output::Stopped => {}
@@ -226,10 +287,10 @@ impl Rig {
                 if at < self.asked.len() {
                     let request = self.asked.remove(at);
                     let answer = self.serve(&request.call);
-                    self.give(Input::Answer(request.id, answer));
+                    self.answer(request.id, answer);
                 } else {
                     let request = self.wanted.remove(at - self.asked.len());
-                    self.give(Input::Answer(request.id, Answer::Done));
+                    self.answer(request.id, Answer::Done);
                 }
             }
             Step::AnswerAnyhow(index, n) => {
@@ -273,10 +334,10 @@ impl Rig {
                     if !self.asked.is_empty() {
                         let request = self.asked.remove(0);
                         let answer = self.serve(&request.call);
-                        self.give(Input::Answer(request.id, answer));
+                        self.answer(request.id, answer);
                     } else if !self.wanted.is_empty() {
                         let request = self.wanted.remove(0);
-                        self.give(Input::Answer(request.id, Answer::Done));
+                        self.answer(request.id, Answer::Done);
                         if request.call == GatewayCall::Connect {
                             let opened = GatewayEvent::Opened { connection: request.id };
                             self.give(Input::Gateway(account(), opened));
@@ -393,6 +454,9 @@ impl Rig {
         self.store.document(&account().path())?.str("foreign")
     }
 }
+
+/// How long the core waits for the gateway, in milliseconds.
+const GATEWAY_TIMEOUT: u64 = 30_000;
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: cases(256), ..ProptestConfig::default() })]

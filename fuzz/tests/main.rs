@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod coverage;
+mod documents;
 mod ingest;
 mod instance;
 mod leases;

@@ -1,5 +1,7 @@
 //! How fast worlds run, on one core.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use sim::campaign::{self, Stopwatch};
 use sim::clock::Real;
 use sim::report::Report;
@@ -9,17 +11,42 @@ use sim::trace::Trace;
 use sim::world::World;
 
 fn main() {
+    if std::env::args().any(|argument| argument == "day") {
+        // For profilers.
+        measure("one day", [1, 1].map(|seed| swarm::day(seed, false, 3, 10)).into_iter());
+        return;
+    }
     println!("tier 1, one core");
     println!();
     println!(
         "{:44} {:>12} {:>14} {:>10}",
         "a day of 24 h with faults", "events", "simulated:real", "events/s"
     );
-    for (instances, accounts) in [(1, 1), (3, 10), (3, 30), (7, 30)] {
-        let name = format!("{instances} instances, {accounts} accounts");
-        measure(&name, (0..3).map(|seed| swarm::day(seed, instances, accounts)));
+    for (shared, instances, accounts) in
+        [(false, 1, 1), (false, 3, 10), (false, 3, 30), (true, 3, 30), (true, 7, 30)]
+    {
+        let mode = if shared { "shared" } else { "exclusive" };
+        let name = format!("{instances} instances ({mode}), {accounts} accounts");
+        measure(&name, (0..3).map(|seed| swarm::day(seed, shared, instances, accounts)));
     }
     println!();
+    println!("what happens in such a day of 3 instances and 30 accounts");
+    println!();
+    println!("{:44} {:>12} {:>12}", "", "exclusive", "shared");
+    let census = [false, true].map(|shared| {
+        let world = World::new(swarm::day(0, shared, 3, 30), Trace::default());
+        let census = world.expect("the defaults fit together").run().0.census;
+        census.into_iter().collect::<BTreeMap<_, _>>()
+    });
+    let kinds: BTreeSet<_> = census.iter().flat_map(|census| census.keys()).collect();
+    for kind in kinds {
+        let [exclusive, shared] = [0, 1].map(|i| census[i].get(kind).copied().unwrap_or(0));
+        println!("{kind:44} {exclusive:>12} {shared:>12}");
+    }
+    println!();
+    if std::env::args().any(|argument| argument == "days") {
+        return;
+    }
     let seeds = 0..300;
     let summary = campaign::run(seeds.clone(), 1, |_| ());
     println!(

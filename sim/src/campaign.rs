@@ -21,8 +21,11 @@ use crate::world::World;
 /// A campaign of at least this many seeds has to reach everything that happens sometimes.
 pub const LARGE: u64 = 2_000;
 
+/// Every so many worlds, all that happens to a process happens to a double of it too.
+const SHADOWED: u64 = 8;
+
 /// So many failures are reported of each property.
-const FIRST: usize = 5;
+const FIRST: usize = 40;
 
 /// What came of a campaign.
 #[derive(Clone, Debug, Serialize)]
@@ -110,7 +113,9 @@ pub fn run(seeds: Range<u64>, jobs: usize, done: impl Fn(u64) + Sync) -> Summary
 /// not fit together too.
 pub fn outcome(scenario: Scenario, variant: Option<Variant>) -> Report {
     let seed = scenario.seed;
+    let shadowed = seed.is_multiple_of(SHADOWED);
     let run = || match World::new(scenario, Trace::default()) {
+        Ok(world) if shadowed => world.breaking(variant).shadowed().run().0,
         Ok(world) => world.breaking(variant).run().0,
         Err(errors) => violated(seed, "settings", errors.to_string()),
     };
@@ -265,6 +270,7 @@ fn violated(seed: u64, check: &'static str, text: String) -> Report {
         sometimes: Sometimes::default(),
         faults: Vec::new(),
         events: 0,
+        census: Vec::new(),
         simulated_ms: 0,
     }
 }
@@ -302,7 +308,7 @@ mod tests {
         assert_eq!((summary.faults["crash"], summary.faults["stop"]), (40, 0));
         assert_eq!(summary.checks["S1"].failed_seeds, 10);
         let first: Vec<u64> = summary.first_failures.iter().map(|f| f.seed).collect();
-        assert_eq!(first, [1, 3, 5, 7, 9]);
+        assert_eq!(first, [1, 3, 5, 7, 9, 11, 13, 15, 17, 19]);
         assert!(summary.is_failed());
     }
 

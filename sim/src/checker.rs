@@ -12,21 +12,25 @@ mod documents;
 mod eventually;
 mod messages;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use backfill_core::doc::{Document, Write};
 use backfill_core::id::{AccountId, BootId, Epoch, RequestId};
-use backfill_core::io::{Event, GatewayCall, Mode, Output, RunKind, Skip};
+use backfill_core::io::{Event, GatewayCall, Key, Mode, Output, RunKind, Skip, Trigger};
 use backfill_core::policy::{Policy, Settings};
 use backfill_core::time::StoreTime;
+use smol_str::SmolStr;
 
-use crate::clock::Real;
+use crate::clock::{Clock, Real};
 use crate::report::{Sometimes, Violation};
 use crate::scenario::{AccountPlan, Regime, Scenario};
 use crate::store::SimStore;
 use crate::whatsapp::WhatsApp;
+use crate::world::store_clock;
 
 pub use beliefs::Touched;
+pub(crate) use beliefs::says_running;
 
 /// Looks at a world and judges it.
 #[derive(Clone, Debug)]
@@ -46,6 +50,14 @@ pub struct Checker {
     /// When the last process ended, while none runs
     all_down: Option<Real>,
     running: u32,
+    store_clock: Clock,
+    /// The same without steps
+    store_rate: Clock,
+    latest_commit: StoreTime,
+    /// Credentials are kept on hosts
+    local: bool,
+    /// By position, the instance on whose host the account's credentials lie
+    credentials: Vec<Option<u8>>,
 }
 
 /// What is known of one process.
@@ -55,8 +67,6 @@ struct Process {
     alive: bool,
     crashed: bool,
     paused: bool,
-    /// When it last went on after a pause
-    resumed: Option<Real>,
     /// Something was taken from it while it was paused
     overtaken: bool,
     mode: Mode,
@@ -73,8 +83,21 @@ struct Process {
     effects: u64,
     effects_before_quiet: u64,
     stop_asked: Option<Real>,
+    /// What it owned when it ended
+    left: Vec<u16>,
+    ended: Option<Real>,
+    started: Real,
+    /// When it was last kept from working as it would
+    disturbed: Real,
     /// Accounts a tick passed over for cooldown or backoff
     passed_over: bool,
+    /// Until when it believed when that was last looked at, under which boot
+    believed: Option<(BootId, Real)>,
+    /// By position, since when the account's connection is closed as it says itself
+    closed: Vec<Real>,
+    /// Ticks of backfills so far, and whether the last one left some for later
+    ticks: u64,
+    cut: bool,
 }
 
 /// What is known of one account.
@@ -92,6 +115,22 @@ struct AccountSeen {
     owned_since: Option<Real>,
     runs_in_quiet: u32,
     deleted: bool,
+    /// By anchor, how often the phone was asked without an answer
+    tries: BTreeMap<SmolStr, u32>,
+    /// The latest anchor
+    anchor: SmolStr,
+    /// Since when it has waited for a backfill: the latest success or attempt
+    waits: StoreTime,
+    /// The same before its latest start
+    waited: StoreTime,
+    /// When it may have a periodic run again
+    due: StoreTime,
+    /// How many ticks in a row served one that had waited less
+    passed: u64,
+    /// The latest of them
+    passed_at: u64,
+    /// The boot that owns it, as its document says
+    owner: SmolStr,
 }
 
 /// A checker's word for no account.
@@ -123,6 +162,25 @@ impl Checker {
             sometimes: Sometimes::default(),
             all_down: None,
             running: 0,
+            store_clock: Clock::new(&store_clock(scenario)),
+            store_rate: Clock::new(&scenario.store.clock),
+            latest_commit: StoreTime::EPOCH,
+            local: scenario.pace.local,
+            credentials: scenario.accounts.iter().map(|a| a.linked.then_some(a.home)).collect(),
+        }
+    }
+
+    /// The accounts whose credentials lie on the host of an instance.
+    pub fn credentials_of(&self, instance: u8) -> Vec<u16> {
+        let here = self.accounts.iter().zip(&self.credentials);
+        here.filter(|(_, at)| **at == Some(instance)).map(|(account, _)| account.number).collect()
+    }
+
+    /// The credentials of an account lie on the host of this instance now, or nowhere.
+    pub fn credentials(&mut self, account: u16, at: Option<u8>) {
+        let position = self.position(account);
+        if let Some(credentials) = self.credentials.get_mut(usize::from(position)) {
+            *credentials = at;
         }
     }
 
@@ -149,7 +207,6 @@ impl Checker {
             alive: true,
             crashed: false,
             paused: false,
-            resumed: None,
             overtaken: false,
             mode: Mode::Passive(backfill_core::io::PassiveReason::Starting),
             boot: boot.clone(),
@@ -163,13 +220,31 @@ impl Checker {
             effects: 0,
             effects_before_quiet: 0,
             stop_asked: None,
+            left: Vec::new(),
+            ended: None,
+            started: at,
+            disturbed: at,
             passed_over: false,
+            believed: None,
+            closed: vec![Real::ZERO; self.accounts.len()],
+            ticks: 0,
+            cut: false,
         });
     }
 
     /// A process is told to stop.
     pub fn stopping(&mut self, at: Real, process: u32) {
-        self.processes[process as usize].stop_asked.get_or_insert(at);
+        let p = &mut self.processes[process as usize];
+        if p.stop_asked.is_none() {
+            p.stop_asked = Some(at);
+            let held = p.holds.iter().enumerate().filter(|(_, hold)| hold.is_some());
+            p.left = held.map(|(position, _)| position as u16).collect();
+        }
+    }
+
+    /// Something keeps a process from working as it would.
+    pub fn disturbed(&mut self, at: Real, process: u32) {
+        self.processes[process as usize].disturbed = at;
     }
 
     /// A process ends: of itself after it was told to stop, or not.
@@ -180,6 +255,7 @@ impl Checker {
         let limit = (self.policy.stop_timeout * 2 + self.policy.write_timeout).as_millis() as u64;
         let p = &mut self.processes[process as usize];
         p.alive = false;
+        p.ended = Some(at);
         p.crashed = !graceful;
         p.lock = None;
         p.runs.clear();
@@ -214,10 +290,9 @@ impl Checker {
     }
 
     /// A process goes on.
-    pub fn resumed(&mut self, at: Real, process: u32) {
+    pub fn resumed(&mut self, _at: Real, process: u32) {
         let p = &mut self.processes[process as usize];
         p.paused = false;
-        p.resumed = Some(at);
         if std::mem::take(&mut p.overtaken) {
             self.sometimes.takeover_after_pause += 1;
         }
@@ -291,6 +366,21 @@ impl Checker {
                 }
                 p.mode = *mode;
             }
+            Event::Connection { account, state } => {
+                let position = usize::from(self.position_in(account.as_str()));
+                let p = &mut self.processes[process as usize];
+                if let Some(closed) = p.closed.get_mut(position) {
+                    *closed = if *state == "open" { Real::NEVER } else { (*closed).min(at) };
+                }
+            }
+            Event::SessionEnded { .. } => {
+                p.closed.iter_mut().for_each(|closed| *closed = (*closed).min(at));
+            }
+            Event::Skipped { kind: RunKind::AutoBackfill, reason: Skip::Cooldown, .. } if p.cut => {
+                self.violate("L4", at, || {
+                    format!("process {process}: a tick chose one in cooldown, and left others")
+                });
+            }
             Event::Hole { change, .. } => {
                 use backfill_core::io::HoleChange;
                 *match change {
@@ -301,6 +391,8 @@ impl Checker {
             }
             Event::Tick { kind: RunKind::AutoBackfill, started, skipped, .. } => {
                 let skipped_for = |skip| skipped.get(&skip).is_some_and(|n| *n > 0);
+                p.ticks += 1;
+                p.cut = skipped_for(Skip::TickCap);
                 self.sometimes.cap_reached += u64::from(skipped_for(Skip::TickCap));
                 if skipped_for(Skip::Backoff) || skipped_for(Skip::Cooldown) {
                     p.passed_over = true;
@@ -315,10 +407,28 @@ impl Checker {
                     });
                 }
             }
-            Event::RunStarted { account, kind: RunKind::AutoBackfill, .. } if quiet => {
+            Event::RunStarted { account, kind: RunKind::AutoBackfill, trigger } => {
                 let position = self.position_in(account.as_str());
                 if let Some(seen) = self.accounts.get_mut(usize::from(position)) {
-                    seen.runs_in_quiet += 1;
+                    seen.runs_in_quiet += u32::from(quiet);
+                    if *trigger == Trigger::Manual {
+                        seen.tries.clear();
+                    }
+                }
+                if *trigger == Trigger::Periodic {
+                    self.started_before_others(at, process, position);
+                }
+            }
+            Event::Fenced { key: Key::Account(account) } => {
+                let position = usize::from(self.position_in(account.as_str()));
+                let p = &self.processes[process as usize];
+                let Some(seen) = self.accounts.get(position) else { return };
+                let held = p.holds[position].map(|(epoch, _)| epoch);
+                if held == Some(seen.epoch) && seen.owner == p.boot.as_str() {
+                    let number = seen.number;
+                    self.violate("S3", at, || {
+                        format!("process {process} is fenced from account {number}, which it owns")
+                    });
                 }
             }
             Event::SessionStarted { boot } => p.boot = boot.clone(),

@@ -82,6 +82,13 @@ impl FaultPlan {
             .any(|i| self.faults[*i as usize].0.target.includes(instance, account))
     }
 
+    /// Whether an instance is meant to be down.
+    pub fn keeps_down(&self, instance: u8) -> bool {
+        [Kind::Crash, Kind::HostReboot { ms: 0 }, Kind::Stop]
+            .iter()
+            .any(|kind| self.on(*kind, instance, NO_ACCOUNT))
+    }
+
     /// Whether no fault is on.
     pub fn is_quiet(&self) -> bool {
         self.on == 0

@@ -5,6 +5,8 @@ pub mod chance;
 pub mod checker;
 pub mod clock;
 pub mod faults;
+pub mod focus;
+pub mod known;
 pub mod meta;
 pub mod model;
 pub mod mutants;

@@ -58,7 +58,7 @@ enum Command {
     /// Break every known rule in turn; fails if the fixed seeds do not notice one
     Mutants {
         /// Which seeds
-        #[arg(long, value_name = "A..B", allow_hyphen_values = true, default_value = "0..300")]
+        #[arg(long, value_name = "A..B", allow_hyphen_values = true, default_value = "0..100")]
         seeds: Seeds,
         #[command(flatten)]
         jobs: Jobs,
@@ -362,7 +362,12 @@ impl Which {
             SeedOrFile { scenario: Some(path), .. } => path,
             SeedOrFile { seed, .. } => {
                 let seed = seed.expect("one of the two is given");
-                return Ok((swarm::scenario(seed), self.bug));
+                // A known bug is replayed in the world in which it is looked for.
+                let scenario = match self.bug {
+                    Some(variant) => variant.world(seed),
+                    None => swarm::scenario(seed),
+                };
+                return Ok((scenario, self.bug));
             }
         };
         let shown = path.display();

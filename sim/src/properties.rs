@@ -13,7 +13,7 @@ pub struct Property {
 
 /// Every property, in order of name: first what is always so, then what comes about once faults
 /// have stopped, last what a world that cannot be run violates.
-pub const PROPERTIES: [Property; 21] = [
+pub const PROPERTIES: [Property; 22] = [
     property("S1", "the store never shows two live leases for one thing, and epochs only grow"),
     property("S2", "no two instances believe at once that they own the same account or lock"),
     property("S3", "accepted writes about an account carry epochs that do not fall"),
@@ -27,11 +27,12 @@ pub const PROPERTIES: [Property; 21] = [
     property("S11", "a status of `running` means a live lease, or a crash that is repaired"),
     property("S12", "acknowledged messages are stored, once, and summaries are right"),
     property("S13", "one outbox document is sent under one WhatsApp id"),
+    property("S14", "an account is owned only where its credentials lie"),
     property("L1", "every account gets exactly one connected owner"),
     property("L2", "every run ends"),
     property("L3", "requests stay below a bound"),
     property("L4", "no account waits for its turn for ever"),
-    property("L5", "a graceful stop takes seconds"),
+    property("L5", "a graceful stop takes seconds, and another instance takes over at once"),
     property("L6", "every hole that can be filled is filled"),
     property("panic", "no input makes a process panic"),
     property("settings", "the settings of a world fit together"),

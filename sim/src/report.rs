@@ -18,6 +18,8 @@ pub struct Report {
     pub faults: Vec<(&'static str, u64)>,
     /// Events that the world carried out
     pub events: u64,
+    /// How many there were of each kind, and how many requests of each kind went to the store
+    pub census: Vec<(&'static str, u64)>,
     /// How long the world lived, in milliseconds
     pub simulated_ms: u64,
 }

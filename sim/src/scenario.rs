@@ -53,6 +53,8 @@ pub enum Regime {
 pub struct Pace {
     /// Several instances share the accounts
     pub shared: bool,
+    /// Credentials are kept on the host that linked the account
+    pub local: bool,
     /// `auto_backfill.interval`
     pub auto_interval: Option<u64>,
     /// `auto_backfill.cooldown`
@@ -84,8 +86,7 @@ impl Pace {
     pub fn settings(&self, label: InstanceId) -> Settings {
         let mut s =
             if self.shared { Settings::shared(label, "sim") } else { Settings::exclusive(label) };
-        // Every instance can serve every account; files on one host are the shells' business.
-        s.credentials = Credentials::Shared;
+        s.credentials = if self.local { Credentials::Local } else { Credentials::Shared };
         let ms = |target: &mut Duration, value: Option<u64>| {
             if let Some(value) = value {
                 *target = Duration::from_millis(value);
@@ -145,6 +146,16 @@ pub struct AccountPlan {
     pub groups: u16,
     /// Of a thousand direct conversations, how many appear under a LID as well
     pub lids: u16,
+    /// From when on it is known which LID is which phone number
+    #[serde(default)]
+    pub twins_from: Real,
+    /// Of a thousand things that happen in conversations, how many are not messages but what
+    /// becomes of messages: edits, reactions, receipts, revokes
+    #[serde(default)]
+    pub happenings: u16,
+    /// The instance on whose host the credentials lie, where they are kept on hosts
+    #[serde(default)]
+    pub home: u8,
     /// Messages per conversation that are older than the world
     pub history: u32,
     /// New messages per day
@@ -190,6 +201,9 @@ pub struct NodePlan {
     pub crash: bool,
     /// How far its wall clock is from WhatsApp's, in milliseconds
     pub wall_offset: i64,
+    /// It connects accounts and runs backfills, not only keeps the lock
+    #[serde(default)]
+    pub serves: bool,
 }
 
 /// Something that people ask for.

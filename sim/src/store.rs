@@ -3,10 +3,13 @@
 //! It means what the contract suite says, without I/O, clock or randomness. Cloning it is cheap:
 //! copies share what neither of them changes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use backfill_core::doc::{DocPath, Document, Query, Version, Write, WriteOp};
+use backfill_core::doc::{
+    Comparison, DocPath, Document, FieldPath, Query, Value, Version, Write, WriteOp,
+};
 use backfill_core::time::StoreTime;
 use backfill_driver::port::{Committed, Found, Snapshot, StoreError};
 use backfill_driver::semantics;
@@ -16,16 +19,29 @@ use smol_str::SmolStr;
 ///
 /// `now` is the store's clock. A store's clock never goes back: a `now` before the latest commit
 /// counts as the time of that commit.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default)]
 pub struct SimStore {
-    collections: Arc<BTreeMap<SmolStr, Collection>>,
+    /// Where each document is, by a digest of its path; more than one where digests are equal
+    slots: Arc<BTreeMap<u64, Vec<usize>>>,
+    documents: Arc<Vec<Option<Arc<Document>>>>,
+    /// By a digest of their path
+    collections: Arc<BTreeMap<u64, Vec<Arc<Collection>>>>,
     /// The version given last; the counter goes on across deletes, so none is given twice
     last_version: i64,
     last_commit: StoreTime,
 }
 
-/// Documents by id.
-type Collection = Arc<BTreeMap<SmolStr, Arc<Document>>>;
+/// The documents of one collection, by id.
+#[derive(Clone, Debug)]
+struct Collection {
+    path: SmolStr,
+    ids: BTreeMap<SmolStr, usize>,
+    /// The field whose value queries ask for, and the ids by that value
+    index: Option<(&'static str, BTreeMap<Value, BTreeSet<SmolStr>>)>,
+}
+
+/// Fields by which queries choose from large collections.
+const INDEXES: [(&str, &str); 2] = [("outbox", "status"), ("threads", "accountId")];
 
 impl SimStore {
     /// A store without documents.
@@ -100,28 +116,35 @@ impl SimStore {
     /// [`StoreError::Invalid`] if the query breaks a rule.
     pub fn query(&self, now: StoreTime, query: &Query) -> Result<Found, StoreError> {
         semantics::check_query(query)?;
-        let docs = self
-            .collections
-            .get(query.collection.as_str())
-            .map(|collection| semantics::find(query, collection.values()))
-            .unwrap_or_default();
+        let docs = match self.find_collection(query.collection.as_str()) {
+            None => Vec::new(),
+            Some(collection) => match collection.indexed(query) {
+                Some(ids) => {
+                    let slots = ids.into_iter().flatten().filter_map(|id| collection.ids.get(id));
+                    let docs: Vec<_> = slots.filter_map(|slot| self.at(*slot)).collect();
+                    semantics::find(query, docs.into_iter())
+                }
+                None => semantics::find(query, collection.ids.values().filter_map(|s| self.at(*s))),
+            },
+        };
         Ok(Found { read_time: now.max(self.last_commit), docs })
     }
 
     /// The document at `path`.
     pub fn document(&self, path: &DocPath) -> Option<&Arc<Document>> {
-        let (collection, id) = split(path);
-        self.collections.get(collection)?.get(id)
+        self.at(self.slot(path)?)
     }
 
     /// The documents of one collection, by id.
     pub fn collection(&self, path: &str) -> impl Iterator<Item = &Arc<Document>> {
-        self.collections.get(path).into_iter().flat_map(|docs| docs.values())
+        let collection = self.find_collection(path).into_iter();
+        collection.flat_map(|c| c.ids.values()).filter_map(|slot| self.at(*slot))
     }
 
     /// Every document, collection by collection.
     pub fn documents(&self) -> impl Iterator<Item = &Arc<Document>> {
-        self.collections.values().flat_map(|docs| docs.values())
+        let collections = self.collections.values().flatten();
+        collections.flat_map(|c| c.ids.values()).filter_map(|slot| self.at(*slot))
     }
 
     /// The time of the latest commit.
@@ -129,33 +152,143 @@ impl SimStore {
         self.last_commit
     }
 
+    fn at(&self, slot: usize) -> Option<&Arc<Document>> {
+        self.documents.get(slot)?.as_ref()
+    }
+
+    fn slot(&self, path: &DocPath) -> Option<usize> {
+        let slots = self.slots.get(&digest(path.as_str()))?;
+        slots.iter().copied().find(|slot| self.at(*slot).is_some_and(|doc| doc.path == *path))
+    }
+
+    fn find_collection(&self, path: &str) -> Option<&Collection> {
+        let same = self.collections.get(&digest(path))?;
+        same.iter().find(|collection| collection.path == path).map(Arc::as_ref)
+    }
+
     fn put(&mut self, path: &DocPath, doc: Option<Arc<Document>>) {
+        let slot = self.slot(path);
         let (name, id) = split(path);
-        let collections = Arc::make_mut(&mut self.collections);
-        match doc {
-            Some(doc) => {
-                if !collections.contains_key(name) {
-                    collections.insert(name.into(), Collection::default());
+        let old = slot.and_then(|slot| self.at(slot)).cloned();
+        let indexed = INDEXES.iter().any(|(collection, _)| *collection == name);
+        match (slot, doc) {
+            (Some(slot), Some(doc)) => {
+                if indexed {
+                    self.with_collection(name, |c| c.reindex(id, old.as_deref(), Some(&doc)));
                 }
-                let Some(collection) = collections.get_mut(name) else { return };
-                let docs = Arc::make_mut(collection);
-                match docs.get_mut(id) {
-                    Some(slot) => *slot = doc,
-                    None => {
-                        docs.insert(id.into(), doc);
+                Arc::make_mut(&mut self.documents)[slot] = Some(doc);
+            }
+            (None, Some(doc)) => {
+                let slot = self.documents.len();
+                self.with_collection(name, |collection| {
+                    collection.ids.insert(id.into(), slot);
+                    collection.reindex(id, None, Some(&doc));
+                });
+                Arc::make_mut(&mut self.documents).push(Some(doc));
+                Arc::make_mut(&mut self.slots).entry(digest(path.as_str())).or_default().push(slot);
+            }
+            (Some(slot), None) => {
+                let key = digest(name);
+                self.with_collection(name, |collection| {
+                    collection.ids.remove(id);
+                    collection.reindex(id, old.as_deref(), None);
+                });
+                let collections = Arc::make_mut(&mut self.collections);
+                if let Some(same) = collections.get_mut(&key) {
+                    same.retain(|collection| !collection.ids.is_empty());
+                    if same.is_empty() {
+                        collections.remove(&key);
                     }
                 }
-            }
-            None => {
-                let Some(collection) = collections.get_mut(name) else { return };
-                let docs = Arc::make_mut(collection);
-                docs.remove(id);
-                if docs.is_empty() {
-                    collections.remove(name);
+                Arc::make_mut(&mut self.documents)[slot] = None;
+                let slots = Arc::make_mut(&mut self.slots);
+                if let Some(same) = slots.get_mut(&digest(path.as_str())) {
+                    same.retain(|other| *other != slot);
                 }
             }
+            (None, None) => {}
         }
     }
+
+    /// Changes a collection, which comes into being if need be.
+    fn with_collection(&mut self, name: &str, change: impl FnOnce(&mut Collection)) {
+        let same = Arc::make_mut(&mut self.collections).entry(digest(name)).or_default();
+        let at = same.iter().position(|collection| collection.path == name);
+        let at = at.unwrap_or_else(|| {
+            let index = INDEXES.iter().find(|(collection, _)| *collection == name);
+            same.push(Arc::new(Collection {
+                path: name.into(),
+                ids: BTreeMap::new(),
+                index: index.map(|(_, field)| (*field, BTreeMap::new())),
+            }));
+            same.len() - 1
+        });
+        change(Arc::make_mut(&mut same[at]));
+    }
+}
+
+impl Collection {
+    /// The ids among which everything is that a query can find, if the index knows; none if there
+    /// is nothing.
+    fn indexed(&self, query: &Query) -> Option<Option<&BTreeSet<SmolStr>>> {
+        let (field, ids) = self.index.as_ref()?;
+        let filter = query
+            .filters
+            .iter()
+            .find(|filter| filter.op == Comparison::Equal && filter.field.as_str() == *field)?;
+        // Numbers of different types may be equal; texts are equal only to themselves.
+        matches!(filter.value, Value::String(_)).then(|| ids.get(&filter.value))
+    }
+
+    fn reindex(&mut self, id: &str, old: Option<&Document>, new: Option<&Document>) {
+        let Some((field, ids)) = &mut self.index else { return };
+        let field = FieldPath::new(field);
+        let value = |doc: &Document| semantics::field_at(&doc.fields, &field).cloned();
+        let (old, new) = (old.and_then(value), new.and_then(value));
+        if old == new {
+            return;
+        }
+        if let Some(old) = old
+            && let Some(same) = ids.get_mut(&old)
+        {
+            same.remove(id);
+            if same.is_empty() {
+                ids.remove(&old);
+            }
+        }
+        if let Some(new) = new {
+            ids.entry(new).or_default().insert(id.into());
+        }
+    }
+}
+
+/// Two stores are equal if they hold the same and go on alike.
+impl PartialEq for SimStore {
+    fn eq(&self, other: &Self) -> bool {
+        (self.last_version, self.last_commit) == (other.last_version, other.last_commit)
+            && self.documents().eq(other.documents())
+    }
+}
+
+impl Eq for SimStore {}
+
+impl Hash for SimStore {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.last_version, self.last_commit).hash(state);
+        self.documents().for_each(|doc| doc.hash(state));
+    }
+}
+
+/// A short name for a path: alike on every machine, and nearly always one path's alone.
+fn digest(path: &str) -> u64 {
+    let mut digest = path.len() as u64;
+    for part in path.as_bytes().chunks(8) {
+        let mut bytes = [0; 8];
+        bytes[..part.len()].copy_from_slice(part);
+        digest =
+            (digest.rotate_left(5) ^ u64::from_le_bytes(bytes)).wrapping_mul(0x517c_c1b7_2722_0a95);
+    }
+    digest ^ digest >> 32
 }
 
 fn split(path: &DocPath) -> (&str, &str) {

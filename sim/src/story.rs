@@ -101,6 +101,12 @@ impl Teller {
             rest = after;
         }
         out.push_str(rest);
+        for (boot, process) in &self.boots {
+            if out.contains(boot.as_str()) {
+                let session = format!("a session of i{}", self.instance(*process));
+                out = out.replace(boot.as_str(), &session);
+            }
+        }
         out
     }
 

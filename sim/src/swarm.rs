@@ -55,15 +55,44 @@ pub fn scenario(seed: u64) -> Scenario {
             end: Real(c.between(start, stormy)),
             crash: c.permille(500),
             wall_offset: c.below(4_000) as i64 - 2_000,
+            serves: c.permille(500),
         });
+    }
+    let mut c = Chance::of(seed, "conversations");
+    if c.permille(500) {
+        converse(&mut c, &mut scenario);
+    }
+    if Chance::of(seed, "credentials").permille(120) {
+        keep_credentials_on_hosts(&mut scenario);
     }
     scenario
 }
 
+/// Messages are edited, read and revoked, and some people go by two addresses.
+fn converse(c: &mut Chance, s: &mut Scenario) {
+    let happenings = c.pick(&[0, 100, 400, 700]);
+    let lids = c.pick(&[0, 0, 300, 1_000]);
+    let known = if c.permille(500) { 0 } else { c.below(s.quiet_from.0) };
+    for account in &mut s.accounts {
+        account.happenings = happenings;
+        account.lids = lids;
+        account.twins_from = Real(known);
+    }
+}
+
+/// Each account can be served on one host only.
+fn keep_credentials_on_hosts(s: &mut Scenario) {
+    s.pace.local = true;
+    for account in &mut s.accounts {
+        let home = draw(s.seed, 0x4000 + u64::from(account.id)) % s.instances.len() as u64;
+        account.home = s.instances[home as usize].id;
+    }
+}
+
 /// A day as the benchmark wants it: so many instances and accounts for 24 hours, per account 50
-/// threads, 500 messages and 4 disconnects; everything else at its defaults, with some faults of
-/// the store.
-pub fn day(seed: u64, instances: u8, accounts: u16) -> Scenario {
+/// threads, 500 messages and 4 disconnects; everything else at the defaults of its mode, with some
+/// faults of the store.
+pub fn day(seed: u64, shared: bool, instances: u8, accounts: u16) -> Scenario {
     let mut c = Chance::of(seed, "day");
     let mut faults = Vec::new();
     for account in 0..accounts {
@@ -97,7 +126,7 @@ pub fn day(seed: u64, instances: u8, accounts: u16) -> Scenario {
         regime: Regime::Within,
         quiet_from: Real(23 * HOUR),
         end: Real(24 * HOUR),
-        pace: Pace { shared: true, ..Pace::default() },
+        pace: Pace { shared, ..Pace::default() },
         store: StorePlan { clock: ClockPlan::steady(0, 100), latency_min: 5, latency_max: 40 },
         instances: (0..instances)
             .map(|id| InstancePlan {
@@ -114,6 +143,9 @@ pub fn day(seed: u64, instances: u8, accounts: u16) -> Scenario {
                 threads: 50,
                 groups: 200,
                 lids: 0,
+                twins_from: Real::ZERO,
+                happenings: 0,
+                home: 0,
                 history: 200,
                 messages: 500,
                 own: 300,
@@ -138,6 +170,7 @@ fn pace(c: &mut Chance, shared: bool) -> Pace {
     let backoff = c.between(1, 5) * MINUTE;
     Pace {
         shared,
+        local: false,
         auto_interval: Some(interval),
         auto_backoff: Some(backoff),
         auto_cooldown: Some(backoff + c.between(1, 30) * MINUTE),
@@ -200,6 +233,9 @@ fn accounts(c: &mut Chance) -> Vec<AccountPlan> {
                 threads: c.between(1, threads) as u16,
                 groups: c.pick(&[0, 200, 1_000]),
                 lids: 0,
+                twins_from: Real::ZERO,
+                happenings: 0,
+                home: 0,
                 history: c.pick(&[0, 10, 60, 300]),
                 messages: c.pick(&[0, 50, 500, 500, 5_000]),
                 own: c.pick(&[0, 300, 900]),

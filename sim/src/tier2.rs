@@ -180,7 +180,7 @@ fn plan_ahead(truth: &mut Truth) {
 fn start(world: &World, instance: u8) {
     let made = world.look(|truth| {
         let host = truth.hosts.iter().position(|host| host.plan.id == instance)?;
-        if truth.hosts[host].current.is_some() {
+        if truth.hosts[host].current.is_some() || truth.faults.keeps_down(instance) {
             return None;
         }
         let number = truth.processes.len() as u32;
@@ -423,11 +423,19 @@ impl Truth {
     fn node_step(&mut self, node: &mut node::Node, step: node::Step) {
         let Some(plan) = self.scenario.node.clone() else { return };
         let doc = self.store.document(&node::lock_path()).cloned();
-        let (write, wait) = node.step(&plan, self.now, step, doc.as_deref());
-        if let Some(write) = write {
-            self.commit(None, None, false, &[write]).expect("nothing is required");
+        let accounts: Vec<u16> = self.scenario.accounts.iter().map(|a| a.id).collect();
+        let shown = |account: u16| self.store.document(&AccountPlan::account(account).path());
+        let wants = node.step(&plan, self.now, step, doc.as_deref(), &accounts, shown);
+        if !wants.writes.is_empty() {
+            self.commit(None, None, false, &wants.writes).expect("nothing is required");
         }
-        if let Some(wait) = wait {
+        if plan.serves {
+            for account in accounts {
+                let net = (&mut self.net, &mut self.faults, &mut self.checker);
+                node::connect(net, self.now, account, wants.connected);
+            }
+        }
+        if let Some(wait) = wants.again {
             let next = self.now.after(wait);
             self.schedule(next, Ev::Node(node::Step::Look));
         }

@@ -2,6 +2,9 @@
 
 use backfill_core::bug::Bug;
 
+use crate::scenario::Scenario;
+use crate::{focus, swarm};
+
 /// A rule that is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Variant {
@@ -43,10 +46,16 @@ slips! {
     AckBeforeDurable = "ack-before-durable",
     /// A live message that could not be stored is logged, acknowledged and forgotten
     FailedWriteOnlyLogged = "failed-write-only-logged",
+    /// The commit that says `running` depends on nothing but the fence: a late one undoes `ok`
+    LateRunningAfterOk = "late-running-after-ok",
     /// Effects start without a look at their `not_after`
     NotAfterUnchecked = "not-after-unchecked",
+    /// Writes of a run's state depend on nothing: neither fence nor compare-and-set
+    RunStateUnfenced = "run-state-unfenced",
     /// A thread's summary is written from the message at hand, whatever it shows already
     SummaryMovesBackwards = "summary-moves-backwards",
+    /// Releases overwrite whatever is there, by now perhaps somebody else's
+    UnconditionalRelease = "unconditional-release",
 }
 
 impl Variant {
@@ -69,6 +78,59 @@ impl Variant {
         match self {
             Self::Core(bug) => bug.describe(),
             Self::Shell(slip) => slip.describe(),
+        }
+    }
+
+    /// The checks that have to notice it: others may stumble over what follows from it, which
+    /// proves nothing.
+    pub fn shown_by(self) -> &'static [&'static str] {
+        match self {
+            Self::Core(bug) => match bug {
+                Bug::AcquireNotTiedToSession => &["S1", "S2", "S3"],
+                Bug::AnchorAtOldest | Bug::DrainTrusted | Bug::MarkerMissing => &["L6"],
+                Bug::CapCountedLate | Bug::EndlessTries | Bug::OverlappingTicks => &["S7"],
+                Bug::ConnectBeforeOwnership | Bug::JitterIgnoresDisconnect => &["S5"],
+                Bug::CutBeforeFilter | Bug::OrderBySuccessAlone => &["L4"],
+                Bug::DeadMarkAfterOneLook => &["S1"],
+                Bug::DeadlineFromAnswer | Bug::LapsedBootBelieves => &["S2"],
+                Bug::EffectsNeverExpire => &["S5"],
+                Bug::ExpiryByWrittenUntil | Bug::LocalClockExpiry => &["S1"],
+                Bug::FenceMissing => &["S3"],
+                Bug::FenceMovedByRenewal => &["S3"],
+                Bug::NoRenewal => &["L1"],
+                Bug::FreshIdPerAttempt | Bug::SendBeforeClaim => &["S13"],
+                Bug::GuardDoesNotMoveVersion => &["S1", "S9"],
+                Bug::MarginMissing => &["S2"],
+                Bug::ParseBeforeSpool => &["S12"],
+                Bug::PassiveGateMissing => &["S6"],
+                Bug::ReleaseBeforeClose => &["S4"],
+                Bug::ReleaseWithdrawn => &["S1", "S2", "S3"],
+                Bug::ReservationNotPersisted | Bug::SpacingIgnored => &["S4"],
+                Bug::RunningTrusted => &["L2", "L4"],
+                Bug::SameInstanceIdTrusted => &["S1", "S2"],
+                Bug::StatusWithoutCompareAndSet => &["S9"],
+                Bug::SuccessorIgnoresReservation => &["S4"],
+                Bug::UnknownAsFailure | Bug::UnknownAsSuccess => &["S9"],
+            },
+            Self::Shell(slip) => match slip {
+                Slip::AckBeforeDurable | Slip::FailedWriteOnlyLogged => &["S12"],
+                Slip::LateRunningAfterOk => &["S8", "S11"],
+                Slip::NotAfterUnchecked => &["S5"],
+                Slip::RunStateUnfenced => &["S1", "S3"],
+                Slip::SummaryMovesBackwards => &["S12"],
+                Slip::UnconditionalRelease => &["S1", "S3"],
+            },
+        }
+    }
+
+    /// The world of a seed in which it is looked for: mostly any.
+    pub fn world(self, seed: u64) -> Scenario {
+        match self {
+            Self::Core(Bug::OrderBySuccessAlone) => focus::failing(seed),
+            Self::Core(Bug::OverlappingTicks) => focus::slow_runs(seed),
+            Self::Core(Bug::RunningTrusted) => focus::crashes(seed),
+            Self::Core(Bug::SuccessorIgnoresReservation) => focus::handovers(seed),
+            _ => swarm::scenario(seed),
         }
     }
 

@@ -7,12 +7,15 @@
 //! What it models: one companion connection per account, a second one replaces the first; a queue
 //! of what was not acknowledged, kept 14 days and delivered again at every login; history chunks
 //! after linking; pages strictly backwards from a real message, at most 50; a phone that keeps
-//! everything and answers as well as the fault plan lets it.
+//! everything and answers as well as the fault plan lets it; edits, reactions, receipts and
+//! revokes, which travel like messages; conversations that go by two addresses.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use backfill_core::id::{AccountId, ThreadId};
 use backfill_core::io::CloseReason;
+use backfill_core::jid::{Jid, Twins};
 use smol_str::{SmolStr, format_smolstr};
 
 use crate::chance::{Chance, draw, scale};
@@ -43,6 +46,47 @@ pub struct MessageRef {
     pub thread: u16,
     /// Counted from the oldest
     pub index: u32,
+}
+
+/// Something that a connection brings and that waits in the queue until it is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Mail {
+    /// What became of a message: a number within the account
+    Happening(u32),
+    /// A message
+    Message(MessageRef),
+    /// A message that this client cannot read; it is acknowledged and stays in the queue until it
+    /// comes once more
+    Unreadable(MessageRef),
+}
+
+/// What became of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Happening {
+    /// Which message
+    pub about: MessageRef,
+    /// What
+    pub what: What,
+    /// When, in milliseconds since the Unix epoch
+    pub at_ms: i64,
+}
+
+/// What can become of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum What {
+    /// Its sender changed the text
+    Edited,
+    /// A receiver's device has it
+    Delivered,
+    /// The owner of the account reacts to it, or takes that back
+    Reacted {
+        /// The reaction is taken back
+        back: bool,
+    },
+    /// A receiver has seen it
+    Read,
+    /// Its sender deleted it
+    Revoked,
 }
 
 /// What WhatsApp knows of a message.
@@ -88,9 +132,9 @@ pub enum Delivery {
     /// The connection has ended
     Closed(CloseReason),
     /// A message, as it is written
-    Live(MessageRef),
+    Live(Mail),
     /// Messages that waited
-    Offline(Box<[MessageRef]>),
+    Offline(Box<[Mail]>),
     /// All that waited was sent; so many had been announced
     OfflineEnd(u32),
     /// Logged in
@@ -112,6 +156,8 @@ pub struct Page {
     pub asker: (u32, u64),
     /// The messages
     pub stretch: Stretch,
+    /// It was asked by the conversation's LID
+    pub lid: bool,
     /// Older ones remain
     pub more: bool,
 }
@@ -153,13 +199,18 @@ struct Line {
     linked_since: Option<Real>,
     conn: Option<Conn>,
     /// Not acknowledged, oldest first
-    queue: VecDeque<MessageRef>,
+    queue: VecDeque<Mail>,
     /// What the server leaves out of the drain under way, and forgets when that ends
-    left_out: Vec<MessageRef>,
+    left_out: Vec<Mail>,
     /// What the phone or the server has for the next connection, other than messages
     waiting: Vec<Delivery>,
     chunks: Vec<Vec<Stretch>>,
     sent: BTreeMap<SmolStr, MessageRef>,
+    happenings: Vec<Happening>,
+    happened_to: BTreeMap<MessageRef, Vec<u32>>,
+    /// Which LIDs are which phone numbers; nobody is told before `plan.twins_from`
+    twins: Arc<Twins>,
+    strangers: Arc<Twins>,
 }
 
 #[derive(Clone, Debug)]
@@ -317,7 +368,7 @@ impl WhatsApp {
     }
 
     /// Messages are acknowledged: they are not delivered again.
-    pub fn acknowledge(&mut self, account: u16, key: ConnKey, messages: &[MessageRef]) {
+    pub fn acknowledge(&mut self, account: u16, key: ConnKey, messages: &[Mail]) {
         let Some(line) = self.lines.get_mut(&account) else { return };
         if !line.conn.as_ref().is_some_and(|conn| conn.key == key && !conn.silent) {
             return;
@@ -364,14 +415,18 @@ impl WhatsApp {
             || faults.strikes(Kind::PhoneSilent, NO_INSTANCE, account).is_some();
         let known = line.find(anchor.0).filter(|found| {
             let message = line.message(*found);
-            let named = line.thread_id(found.thread).is_some_and(|id| id == *thread);
-            named && message.second == anchor.1 && message.from_me == anchor.2
+            let called =
+                |lid| line.thread_called(found.thread, lid).is_some_and(|id| id == *thread);
+            (called(false) || called(true))
+                && message.second == anchor.1
+                && message.from_me == anchor.2
         });
         let (Some(anchor), false) = (known, silent) else { return true };
         let count = count.min(PAGE);
         let from = anchor.index.saturating_sub(count);
+        let lid = line.thread_called(anchor.thread, true).is_some_and(|id| id == *thread);
         let stretch = Stretch { thread: anchor.thread, from, to: anchor.index };
-        let page = Page { asker: (key.process, request), stretch, more: from > 0 };
+        let page = Page { asker: (key.process, request), stretch, lid, more: from > 0 };
         let mut wait = line.chance.between(line.plan.phone_min, line.plan.phone_max);
         if let Some(Kind::PhoneLate { ms }) =
             faults.strikes(Kind::PhoneLate { ms: 0 }, NO_INSTANCE, account).map(|f| f.kind)
@@ -422,18 +477,19 @@ impl WhatsApp {
         let out = &mut self.out;
         match later {
             Later::Traffic => {
-                let message = line.write(now);
+                let mail = line.next_mail(now);
                 if line.linked {
-                    line.queue.push_back(message);
-                    line.deliver(now, message, faults, out);
+                    line.queue.push_back(mail);
+                    line.deliver(now, mail, faults, out);
                 }
                 if let Some(wait) = line.next_message() {
                     out.push((now.after(wait), Out::Later(account, Later::Traffic)));
                 }
             }
             Later::Resend(message) => {
-                if line.queue.contains(&message) {
-                    line.push(now, Delivery::Live(message), out);
+                let mail = Mail::Message(message);
+                if line.queue.contains(&mail) {
+                    line.push(now, Delivery::Live(mail), out);
                 }
             }
             Later::Page(page) => line.push_or_keep(now, Delivery::Page(page), out),
@@ -485,12 +541,68 @@ impl WhatsApp {
         self.lines.get(&account)?.thread_id(thread)
     }
 
-    /// The name of a conversation as WhatsApp uses it, and its other name if it has one.
-    pub fn jids(&self, account: u16, thread: u16) -> Option<(SmolStr, Option<SmolStr>)> {
+    /// The id of a conversation under one of its addresses: its LID, if it has one and that is
+    /// asked for.
+    pub fn thread_called(&self, account: u16, thread: u16, lid: bool) -> Option<ThreadId> {
+        self.lines.get(&account)?.thread_called(thread, lid)
+    }
+
+    /// The address of a conversation: its LID, if it has one and that is asked for.
+    pub fn jid(&self, account: u16, thread: u16, lid: bool) -> Option<SmolStr> {
+        self.lines.get(&account)?.jid(thread, lid)
+    }
+
+    /// Whether a message comes under the LID of its conversation. As long as nobody knows that both
+    /// addresses are one person's, all of a conversation come under the same.
+    pub fn comes_by_lid(&self, now: Real, account: u16, message: MessageRef) -> bool {
+        let Some(line) = self.lines.get(&account) else { return false };
+        let salt = u64::from(account) << 16 | u64::from(message.thread);
+        let of = if now < line.plan.twins_from { u64::MAX } else { u64::from(message.index) };
+        self.has_lid(account, message.thread) && draw(salt, of) & 1 == 1
+    }
+
+    /// Whether an answer that was asked for under one of a conversation's addresses comes under its
+    /// LID.
+    pub fn answers_by_lid(&self, now: Real, account: u16, thread: u16, asked: bool) -> bool {
+        let Some(line) = self.lines.get(&account) else { return false };
+        if now < line.plan.twins_from {
+            return self.comes_by_lid(now, account, MessageRef { thread, index: 0 });
+        }
+        asked
+    }
+
+    /// Whether a conversation goes by two addresses.
+    pub fn has_lid(&self, account: u16, thread: u16) -> bool {
+        self.lines
+            .get(&account)
+            .and_then(|line| line.threads.get(usize::from(thread)))
+            .is_some_and(|t| t.lid)
+    }
+
+    /// What a client knows by now of which LID is which phone number.
+    pub fn twins(&self, now: Real, account: u16) -> Arc<Twins> {
+        let Some(line) = self.lines.get(&account) else { return Arc::default() };
+        Arc::clone(if now < line.plan.twins_from { &line.strangers } else { &line.twins })
+    }
+
+    /// The conversation in which a client puts a message by now, as far as it knows.
+    pub fn home(&self, now: Real, account: u16, message: MessageRef) -> Option<ThreadId> {
         let line = self.lines.get(&account)?;
-        let t = line.threads.get(usize::from(thread))?;
-        let lid = t.lid.then(|| format_smolstr!("{:05}{:05}@lid", 90_000 + account as u32, thread));
-        Some((jid(account, thread, t.group), lid))
+        let lid = now < line.plan.twins_from && self.comes_by_lid(now, account, message);
+        line.thread_called(message.thread, lid)
+    }
+
+    /// What became of messages, by number.
+    pub fn happenings(&self, account: u16) -> &[Happening] {
+        self.lines.get(&account).map_or(&[], |line| &line.happenings)
+    }
+
+    /// What became of a message, by number.
+    pub fn happened_to(&self, account: u16, message: MessageRef) -> &[u32] {
+        self.lines
+            .get(&account)
+            .and_then(|line| line.happened_to.get(&message))
+            .map_or(&[], Vec::as_slice)
     }
 
     /// How many conversations an account has.
@@ -574,6 +686,11 @@ pub fn message_text(account: u16, message: MessageRef) -> SmolStr {
     format_smolstr!("a{account}t{}m{}", message.thread, message.index)
 }
 
+/// What a message says after an edit.
+pub fn edited_text(account: u16, message: MessageRef, number: u32) -> SmolStr {
+    format_smolstr!("{} edited {number}", message_text(account, message))
+}
+
 /// The number of a conversation, from its id.
 pub fn thread_number(account: &AccountId, thread: &ThreadId) -> Option<u16> {
     let jid = thread.jid(account)?;
@@ -597,7 +714,12 @@ impl Line {
                 let gap = 30 + scale(draw(d, 4), 7_200) as i64;
                 Thread { group, lid, old: old.min(plan.history), gap, live: Vec::new() }
             })
-            .collect();
+            .collect::<Vec<Thread>>();
+        let mut twins = Twins::default();
+        for n in (0..plan.threads).filter(|n| threads[usize::from(*n)].lid) {
+            let parse = |text: SmolStr| Jid::parse(text).expect("digits before a known server");
+            twins.link(parse(lid(plan.id, n)), parse(jid(plan.id, n, false)));
+        }
         Self {
             plan: plan.clone(),
             account: AccountPlan::account(plan.id),
@@ -611,6 +733,10 @@ impl Line {
             waiting: Vec::new(),
             chunks: Vec::new(),
             sent: BTreeMap::new(),
+            happenings: Vec::new(),
+            happened_to: BTreeMap::new(),
+            twins: Arc::new(twins),
+            strangers: Arc::default(),
         }
     }
 
@@ -619,6 +745,52 @@ impl Line {
             return None;
         }
         Some(1 + self.chance.waiting(24 * 3_600_000 / u64::from(self.plan.messages)))
+    }
+
+    /// Somebody writes a message, or does something to one.
+    fn next_mail(&mut self, now: Real) -> Mail {
+        let share = u64::from(self.plan.happenings);
+        if share > 0
+            && self.chance.permille(share)
+            && let Some(happening) = self.happen(now)
+        {
+            return Mail::Happening(happening);
+        }
+        Mail::Message(self.write(now))
+    }
+
+    /// Something becomes of one of the newest messages of a conversation.
+    fn happen(&mut self, now: Real) -> Option<u32> {
+        let n = self.threads.len() as u64;
+        let number = self.chance.below(n).min(self.chance.below(n)) as u16;
+        let thread = &self.threads[usize::from(number)];
+        let back = 1 + self.chance.below(5) as usize;
+        let live = thread.live.len().checked_sub(back)?;
+        let message = thread.live[live];
+        let about = MessageRef { thread: number, index: thread.old + live as u32 };
+        let what = match (message.from_me, self.chance.below(8)) {
+            (true, 0..3) => What::Delivered,
+            (true, 3..6) => What::Read,
+            (false, 0..3) => What::Reacted { back: false },
+            (false, 3) => What::Reacted { back: true },
+            // What the inbox sends cannot be edited from the phone here: its text is the inbox's.
+            _ if message.sent => What::Read,
+            (_, 4..7) => What::Edited,
+            (_, _) => What::Revoked,
+        };
+        let at_ms = now.second() * 1_000 + (now.0 % 1_000) as i64;
+        let happening = self.happenings.len() as u32;
+        self.happenings.push(Happening { about, what, at_ms });
+        self.happened_to.entry(about).or_default().push(happening);
+        Some(happening)
+    }
+
+    /// When something that waits was sent, in seconds.
+    fn second_of(&self, mail: Mail) -> i64 {
+        match mail {
+            Mail::Happening(n) => self.happenings[n as usize].at_ms / 1_000,
+            Mail::Message(message) | Mail::Unreadable(message) => self.message(message).second,
+        }
     }
 
     /// Somebody writes a message; few conversations have most of them.
@@ -672,8 +844,17 @@ impl Line {
     }
 
     fn thread_id(&self, thread: u16) -> Option<ThreadId> {
-        let group = self.threads.get(usize::from(thread))?.group;
-        ThreadId::of_chat(&self.account, &jid(self.plan.id, thread, group)).ok()
+        self.thread_called(thread, false)
+    }
+
+    fn thread_called(&self, thread: u16, lid: bool) -> Option<ThreadId> {
+        ThreadId::of_chat(&self.account, &self.jid(thread, lid)?).ok()
+    }
+
+    fn jid(&self, thread: u16, by_lid: bool) -> Option<SmolStr> {
+        let t = self.threads.get(usize::from(thread))?;
+        let known = by_lid && t.lid;
+        Some(if known { lid(self.plan.id, thread) } else { jid(self.plan.id, thread, t.group) })
     }
 
     /// When the owner has scanned a code, in milliseconds since the epoch; only while one shows.
@@ -722,7 +903,7 @@ impl Line {
         }
         self.push(now.after(30), Delivery::Opened, out);
         let oldest = now.second() - KEPT;
-        while self.queue.front().is_some_and(|m| self.message(*m).second < oldest) {
+        while self.queue.front().is_some_and(|mail| self.second_of(*mail) < oldest) {
             self.queue.pop_front();
         }
         let announced = self.queue.len() as u32;
@@ -736,8 +917,8 @@ impl Line {
             self.left_out.extend(self.queue.range(at..at + gone));
         }
         let left_out = &self.left_out;
-        let waiting: Vec<MessageRef> =
-            self.queue.iter().copied().filter(|m| !left_out.contains(m)).collect();
+        let waiting: Vec<Mail> =
+            self.queue.iter().copied().filter(|mail| !left_out.contains(mail)).collect();
         for batch in waiting.chunks(OFFLINE_BATCH) {
             self.push(now, Delivery::Offline(batch.into()), out);
         }
@@ -750,7 +931,7 @@ impl Line {
     fn deliver(
         &mut self,
         now: Real,
-        message: MessageRef,
+        mail: Mail,
         faults: &mut FaultPlan,
         out: &mut Vec<(Real, Out)>,
     ) {
@@ -758,19 +939,21 @@ impl Line {
             return;
         }
         let id = self.plan.id;
-        if faults.strikes(Kind::Undecryptable, NO_INSTANCE, id).is_some() {
+        if let Mail::Message(message) = mail
+            && faults.strikes(Kind::Undecryptable, NO_INSTANCE, id).is_some()
+        {
             self.push(now, Delivery::Undecryptable(message), out);
             if self.chance.permille(500) {
                 let again = now.after(self.chance.between(500, 5_000));
                 out.push((again, Out::Later(id, Later::Resend(message))));
             } else {
-                self.queue.retain(|queued| *queued != message);
+                self.queue.retain(|queued| *queued != mail);
             }
             return;
         }
-        self.push(now, Delivery::Live(message), out);
+        self.push(now, Delivery::Live(mail), out);
         if faults.strikes(Kind::DuplicateDelivery, NO_INSTANCE, id).is_some() {
-            self.push(now, Delivery::Live(message), out);
+            self.push(now, Delivery::Live(mail), out);
         }
     }
 
@@ -800,6 +983,11 @@ impl Thread {
     }
 }
 
+fn lid(account: u16, thread: u16) -> SmolStr {
+    // As long as a phone number's address, so that both are read alike.
+    format_smolstr!("90{account:03}{thread:05}{account:05}@lid")
+}
+
 fn jid(account: u16, thread: u16, group: bool) -> SmolStr {
     if group {
         format_smolstr!("12036{thread:05}{account:05}@g.us")
@@ -827,9 +1015,9 @@ mod tests {
         w.now = Real(30_000);
         w.open(second);
         assert_eq!(w.until(Real(40_000)), ["opened", "offline 1", "end 1"]);
-        w.net.acknowledge(0, KEY, &[m]);
+        w.net.acknowledge(0, KEY, &[Mail::Message(m)]);
         assert_eq!(w.net.waiting(0), 1, "an old connection acknowledges nothing");
-        w.net.acknowledge(0, second, &[m]);
+        w.net.acknowledge(0, second, &[Mail::Message(m)]);
         assert_eq!(w.net.waiting(0), 0);
     }
 
@@ -943,8 +1131,8 @@ mod tests {
             self.now = now;
             let line = self.net.lines.get_mut(&0).unwrap();
             let m = line.write(now);
-            line.queue.push_back(m);
-            line.deliver(now, m, &mut self.faults, &mut self.net.out);
+            line.queue.push_back(Mail::Message(m));
+            line.deliver(now, Mail::Message(m), &mut self.faults, &mut self.net.out);
             m
         }
 
@@ -977,7 +1165,8 @@ mod tests {
                         Delivery::Chunk(c) => format!("chunk {c}"),
                         Delivery::ChunkMissing => "no chunk".into(),
                         Delivery::Closed(reason) => format!("closed {reason:?}"),
-                        Delivery::Live(m) => format!("live {}", m.thread),
+                        Delivery::Live(Mail::Message(m)) => format!("live {}", m.thread),
+                        Delivery::Live(mail) => format!("live {mail:?}"),
                         Delivery::Offline(batch) => format!("offline {}", batch.len()),
                         Delivery::OfflineEnd(n) => format!("end {n}"),
                         Delivery::Opened => "opened".into(),
@@ -1004,6 +1193,9 @@ mod tests {
             threads: 1,
             groups: 0,
             lids: 0,
+            twins_from: Real::ZERO,
+            happenings: 0,
+            home: 0,
             history: 100,
             messages: 0,
             own: 300,

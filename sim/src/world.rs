@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use backfill_core::id::RequestId;
 use backfill_core::instance::Instance;
-use backfill_core::io::{Answer, Command, CommandId, Hint, Input, Output};
+use backfill_core::io::{Answer, Command, CommandId, Event, Hint, Input, Output, RunKind};
 use backfill_core::policy::{Policy, PolicyErrors, Settings};
 
 use crate::chance::{Chance, draw};
@@ -49,11 +49,14 @@ pub struct World {
     next_chunk: u64,
     node: node::Node,
     events: u64,
+    census: BTreeMap<&'static str, u64>,
     /// Of who sends when
     people: Chance,
     before: Vec<Option<Arc<backfill_core::doc::Document>>>,
     /// What the shells get wrong on purpose
     slip: Option<Slip>,
+    /// Every core has a double beside it
+    shadowed: bool,
 }
 
 /// Where processes of one instance run.
@@ -72,6 +75,8 @@ struct Process {
     host: usize,
     instance: u8,
     core: Box<Instance>,
+    /// Its double
+    shadow: Option<Box<Instance>>,
     state: State,
     wake: Real,
     /// Timeouts without time passing
@@ -105,6 +110,7 @@ enum State {
 enum Ev {
     Answer(u32, RequestId, Touched, Answer),
     Arrive(Box<store_port::Request>),
+    CheckHandOver(u32),
     CheckOwners,
     Deliver(u16, ConnKey, Delivery),
     Fault(u32, bool),
@@ -162,13 +168,23 @@ impl World {
             next_chunk: 1,
             node: node::Node::default(),
             events: 0,
+            census: BTreeMap::new(),
             people: Chance::of(scenario.seed, "people"),
             before: Vec::new(),
             slip: None,
+            shadowed: false,
             scenario,
         };
         world.plan_ahead();
         Ok(world)
+    }
+
+    /// The same world with a double of every core, which is given the same inputs, and every answer
+    /// twice.
+    #[must_use]
+    pub const fn shadowed(mut self) -> Self {
+        self.shadowed = true;
+        self
     }
 
     /// The same world with a rule broken on purpose, by every process.
@@ -196,6 +212,7 @@ impl World {
             self.now = at;
             self.events += 1;
             self.faults.advance(at);
+            *self.census.entry(event.kind()).or_default() += 1;
             self.step(event);
             self.carry();
         }
@@ -213,6 +230,7 @@ impl World {
             sometimes: self.checker.sometimes().clone(),
             faults: fault_counts(self.faults.struck()),
             events: self.events,
+            census: self.census.into_iter().collect(),
             simulated_ms: self.now.0,
         };
         (report, self.trace)
@@ -286,6 +304,7 @@ impl World {
             }
             Ev::Arrive(request) => self.arrive(*request),
             Ev::CheckOwners => self.checker.check_owners(self.now, &self.net),
+            Ev::CheckHandOver(p) => self.checker.check_hand_over(self.now, p, &self.net),
             Ev::Deliver(account, key, delivery) => self.deliver(account, key, delivery),
             Ev::Fault(i, on) => self.fault(i, on),
             Ev::Gateway(p, step) => self.gateway_step(p, step),
@@ -305,7 +324,11 @@ impl World {
             Ev::Resume(p, until) => self.resume(p, until),
             Ev::Start(instance) => self.start(instance),
             Ev::Wa(account, later) => {
+                let linked = self.net.is_linked(account);
                 self.net.handle(self.now, account, later, &mut self.faults);
+                if !linked && self.net.is_linked(account) {
+                    self.linked(account);
+                }
             }
             Ev::Wake(p, at) => self.wake(p, at),
         }
@@ -314,7 +337,7 @@ impl World {
     fn start(&mut self, instance: u8) {
         let Some(i) = self.hosts.iter().position(|host| host.plan.id == instance) else { return };
         let host = &mut self.hosts[i];
-        if host.current.is_some() || self.is_kept_down(instance) {
+        if host.current.is_some() || self.faults.keeps_down(instance) {
             return;
         }
         let host = &mut self.hosts[i];
@@ -332,6 +355,7 @@ impl World {
         self.processes.push(Process {
             host: i,
             instance,
+            shadow: self.shadowed.then(|| Box::new(core.clone())),
             core: Box::new(core),
             state: State::Running,
             wake: Real::NEVER,
@@ -348,6 +372,27 @@ impl World {
             believed: BTreeMap::new(),
         });
         self.feed(number, Input::Timeout, Touched::NOTHING);
+        if self.scenario.pace.local {
+            for account in self.checker.credentials_of(instance) {
+                let here = Input::Credentials(AccountPlan::account(account), true);
+                self.feed(number, here, Touched::NOTHING);
+            }
+        }
+    }
+
+    /// An account was linked: its credentials lie where its connection ends.
+    fn linked(&mut self, account: u16) {
+        let by = self.net.connection(account).map(|key| key.process as usize);
+        let at = by.and_then(|p| self.processes.get(p)).map(|process| process.instance);
+        self.checker.credentials(account, at);
+    }
+
+    /// The credentials of an account lie on a process's host from now on, or not any more.
+    fn credentials(&mut self, p: u32, account: u16, here: bool) {
+        let instance = self.processes[p as usize].instance;
+        self.checker.credentials(account, here.then_some(instance));
+        let told = Input::Credentials(AccountPlan::account(account), here);
+        self.feed(p, told, Touched::NOTHING);
     }
 
     /// Gives a process an input, and does what it wants.
@@ -360,15 +405,31 @@ impl World {
             self.trace.note(self.now, || Entry::Input { process: p, mono, input });
         }
         let before = process.core.mode();
+        let mut works = input == Input::Timeout && process.core.tick_works(RunKind::AutoBackfill);
+        let again = process.shadow.is_some().then(|| input.clone());
         process.core.handle_input(mono, input);
         let first = process.outputs.len();
         while let Some(output) = process.core.poll_output() {
             process.outputs.push_back(output);
         }
         let after = process.core.mode();
+        if let Some(input) = again
+            && let Some(differs) = process.compare(mono, input, first)
+        {
+            process.shadow = None;
+            self.checker.violate("S10", self.now, || format!("process {p}: {differs}"));
+        }
+        let process = &mut self.processes[p as usize];
         for output in process.outputs.range(first..) {
             if matches!(output, Output::Event(_)) || is_commit(output) {
                 touched.and(self.checker.touched_by(output));
+            }
+            // One that ends right before the tick works no more.
+            works &= !matches!(output, Output::Event(Event::RunEnded { kind: AUTO_BACKFILL, .. }));
+            if works && matches!(output, Output::Event(Event::Tick { kind: AUTO_BACKFILL, .. })) {
+                self.checker.violate("S7", self.now, || {
+                    format!("process {p}: a tick while runs of the tick before work")
+                });
             }
             self.checker.output(self.now, p, output, before, after);
             self.trace.note(self.now, || Entry::Output { process: p, output: output.clone() });
@@ -499,6 +560,7 @@ impl World {
         };
         process.state = State::Paused(until);
         process.stop_disturbed = true;
+        self.checker.disturbed(self.now, p);
         self.checker.paused(self.now, p);
         self.trace.note(self.now, || Entry::Paused { process: p, until });
         self.queue.push(until, Ev::Resume(p, until));
@@ -566,13 +628,11 @@ impl World {
         // Whoever keeps processes running starts another one, unless it is meant to be down.
         self.queue.push(self.now.after(1_000), Ev::Start(instance));
         self.checker.ended(self.now, p, graceful, disturbed);
+        if graceful && !disturbed {
+            let due = self.now.after(self.checker.hand_over_after_stop());
+            self.queue.push(due, Ev::CheckHandOver(p));
+        }
         self.trace.note(self.now, || Entry::Ended { process: p, graceful });
-    }
-
-    fn is_kept_down(&self, instance: u8) -> bool {
-        [Kind::Crash, Kind::HostReboot { ms: 0 }, Kind::Stop]
-            .iter()
-            .any(|kind| self.faults.on(*kind, instance, NOBODY))
     }
 
     fn fault(&mut self, i: u32, on: bool) {
@@ -716,7 +776,57 @@ impl World {
     }
 }
 
+impl Process {
+    /// Gives the double what the core was given, and says how it differs.
+    ///
+    /// S10: the same inputs have the same outputs, and an answer that comes twice has no effect the
+    /// second time: each request has been answered, or given up, once.
+    fn compare(
+        &mut self,
+        mono: backfill_core::time::Mono,
+        input: Input,
+        first: usize,
+    ) -> Option<&'static str> {
+        let shadow = self.shadow.as_mut()?;
+        let answer = matches!(input, Input::Answer(..)).then(|| input.clone());
+        shadow.handle_input(mono, input);
+        let same =
+            self.outputs.range(first..).all(|output| shadow.poll_output().as_ref() == Some(output));
+        if !same || shadow.poll_output().is_some() {
+            return Some("the same inputs had other outputs");
+        }
+        // What is due by now would be done with the next input, whatever that is.
+        let due = shadow.poll_timeout().is_some_and(|(at, _)| at <= mono);
+        if let Some(answer) = answer.filter(|_| !due) {
+            shadow.handle_input(mono, answer);
+            if shadow.poll_output().is_some() || *shadow != self.core {
+                return Some("an answer that came again had an effect");
+            }
+        }
+        None
+    }
+}
+
 impl Ev {
+    const fn kind(&self) -> &'static str {
+        match self {
+            Self::Answer(..) => "answers to the core",
+            Self::Arrive(_) => "requests that reach the store late",
+            Self::CheckHandOver(_) | Self::CheckOwners => "looks of the checker",
+            Self::Deliver(..) => "deliveries of WhatsApp",
+            Self::Fault(..) => "faults",
+            Self::Gateway(..) => "effects on WhatsApp",
+            Self::Hint(..) => "hints",
+            Self::Job(..) => "answers to ingest",
+            Self::Kill(_) | Self::Resume(..) | Self::Start(_) => "starts and ends",
+            Self::Node(_) => "looks of a Node instance",
+            Self::Operation(_) => "commands",
+            Self::Outbox(_) => "messages of the inbox",
+            Self::Wa(..) => "doings of WhatsApp",
+            Self::Wake(..) => "timers",
+        }
+    }
+
     /// The process that has to run for the event to happen.
     fn process(&self) -> Option<u32> {
         match self {
@@ -726,6 +836,7 @@ impl Ev {
             Self::Wake(p, _) => Some(*p),
             Self::Deliver(_, key, _) => Some(key.process),
             Self::Arrive(_)
+            | Self::CheckHandOver(_)
             | Self::CheckOwners
             | Self::Fault(..)
             | Self::Kill(_)
@@ -794,4 +905,5 @@ pub(crate) fn store_clock(scenario: &Scenario) -> ClockPlan {
     clock
 }
 
+const AUTO_BACKFILL: RunKind = RunKind::AutoBackfill;
 const NOBODY: u16 = crate::faults::NO_ACCOUNT;

@@ -8,6 +8,7 @@
 
 mod cli;
 mod model;
+mod mutants;
 mod picture;
 mod regressions;
 mod shrinking;

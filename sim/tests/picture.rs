@@ -91,7 +91,7 @@ fn its_data_say_who_owned_what_and_what_went_wrong() {
 
 #[test]
 fn what_is_wrong_is_said_first_and_marked() {
-    let scenario = swarm::scenario(8);
+    let scenario = swarm::scenario(0);
     let variant = Variant::named("fresh-id-per-attempt");
     let page = draw(&scenario, variant);
     assert!(page.contains("A rule is broken on purpose: <b>fresh-id-per-attempt</b>"));

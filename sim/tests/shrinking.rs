@@ -12,7 +12,7 @@ fn what_has_nothing_to_do_with_it_is_left_out() {
     // A passive instance does what it must not as soon as somebody asks it to: all that this needs
     // is two instances, one account and one operation, or a tick.
     let variant = Variant::named("passive-gate-missing");
-    let mut scenario = swarm::scenario(0);
+    let mut scenario = swarm::scenario(1);
     for n in 0..40 {
         scenario.faults.push(Fault {
             from: Real(n * 60_000),

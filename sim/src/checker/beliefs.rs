@@ -1,6 +1,8 @@
 //! What processes believe, and what they do about it: S2, S4, S5, S7.
 
-use backfill_core::doc::{DocPath, Precondition, WriteOp};
+use std::time::Duration;
+
+use backfill_core::doc::{DocPath, Precondition, Write, WriteOp};
 use backfill_core::id::{Epoch, RequestId};
 use backfill_core::instance::{Belief, Instance};
 use backfill_core::io::{
@@ -11,6 +13,7 @@ use backfill_core::time::Mono;
 use super::{Checker, NOWHERE, call_name};
 use crate::clock::{Clock, Real};
 use crate::scenario::{AccountPlan, Regime};
+use crate::world::node::NODE;
 
 /// What an answer, or an output, may have changed of the beliefs of its process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +42,10 @@ impl Touched {
         }
     }
 }
+
+/// A run's start may have waited for so long behind other commits when the connection ends, in
+/// milliseconds.
+const START_IN_FLIGHT: u64 = 15_000;
 
 /// Beliefs are looked at anew after this many inputs even if nothing seems to have changed.
 const LOOK_ANYWAY: u32 = 64;
@@ -127,6 +134,7 @@ impl Checker {
             touched.runs = true;
         }
         if touched.session {
+            self.look_at_session(at, process, core, clock);
             self.look_at_lock(at, process, core, clock);
             for position in 0..self.accounts.len() as u16 {
                 self.look_at_account(at, process, position, core, clock);
@@ -136,6 +144,42 @@ impl Checker {
         }
         if touched.runs || (touched.session && !self.processes[process as usize].runs.is_empty()) {
             self.look_at_runs(at, process, core, clock);
+        }
+    }
+
+    /// S2, the single process's part: within the bound, nobody believes longer than its session
+    /// lives by the store's clock, nor again under a boot whose belief has ended once.
+    fn look_at_session(&mut self, at: Real, process: u32, core: &Instance, clock: &Clock) {
+        let belief = core.lock_belief().or_else(|| core.beliefs().next().map(|(_, b)| b));
+        let p = &mut self.processes[process as usize];
+        let Some(until) = belief.map(|belief| clock.when(belief.until.as_millis())) else {
+            p.believed = None;
+            return;
+        };
+        if self.regime == Regime::Beyond {
+            return;
+        }
+        let before = p.believed.replace((core.boot().clone(), until));
+        if let Some((boot, ended)) = before
+            && boot == *core.boot()
+            && ended <= at
+            && until > at
+        {
+            self.violate("S2", at, || {
+                format!("process {process} believes again after its belief has ended")
+            });
+        }
+        if let Some((renewed, term)) = self.session_seen(core.boot()) {
+            // Steps of the store's clock end every process, so only its rate counts from now on.
+            let clock = &self.store_rate;
+            let rest = clock.store(until).since(clock.store(at));
+            let lived = self.store_clock.store(at).since(renewed);
+            if lived + rest > term + Duration::from_millis(2) {
+                let late = (lived + rest).saturating_sub(term);
+                self.violate("S2", at, || {
+                    format!("process {process} believes {late:?} longer than its session lives")
+                });
+            }
         }
     }
 
@@ -154,8 +198,8 @@ impl Checker {
         if let Some((q, other_epoch)) = other {
             self.violate("S2", at, || {
                 format!(
-                    "processes {process} (epoch {}) and {q} (epoch {}) both believe to hold the \
-                     lock",
+                    "process {process} under epoch {} and process {q} under epoch {} both believe \
+                     to hold the lock",
                     epoch.0, other_epoch.0
                 )
             });
@@ -241,7 +285,9 @@ impl Checker {
                 {
                     let (number, kind) = (self.number(*position), *kind);
                     self.violate("S2", at, || {
-                        format!("account {number}: {kind:?} runs in processes {process} and {q}")
+                        format!(
+                            "account {number}: {kind:?} runs in process {process} and process {q}"
+                        )
                     });
                 }
             }
@@ -303,25 +349,47 @@ impl Checker {
     /// A connection to WhatsApp opens; `replaced` is whose had to go.
     ///
     /// S4: within the bound, none is open for the account of a process that can act: one that is
-    /// alive and not paused. One that slept through its deadline can act no more, but has only now
-    /// begun to close.
+    /// alive, not paused, and believes to own the account; any other can only close it.
     pub fn connected(&mut self, at: Real, process: u32, account: u16, replaced: Option<u32>) {
         let position = self.position(account);
-        let close_timeout = self.policy.close_timeout.as_millis() as u64;
         let Some(seen) = self.accounts.get_mut(usize::from(position)) else { return };
         seen.connection = Some((process, at));
         if self.regime == Regime::Beyond {
             return;
         }
+        if replaced == Some(NODE) {
+            return self.violate("S4", at, || {
+                format!("account {account}: process {process} connects beside a Node instance")
+            });
+        }
         if let Some(q) = replaced.filter(|q| *q != process)
             && let Some(old) = self.processes.get(q as usize)
             && old.alive
             && !old.paused
-            && !(old.holds[usize::from(position)].is_none()
-                && old.resumed.is_some_and(|woken| at.since(woken) <= close_timeout))
+            && old.holds[usize::from(position)].is_some_and(|(_, until)| until > at)
         {
             self.violate("S4", at, || {
-                format!("account {account}: process {process} connects, and {q} is connected")
+                format!(
+                    "account {account}: process {process} connects, and process {q} is connected"
+                )
+            });
+        }
+    }
+
+    /// A Node instance connects an account; `replaced` is whose connection had to go.
+    ///
+    /// S4: not while a process of ours that can act is connected.
+    pub fn foreign_connected(&mut self, at: Real, account: u16, replaced: Option<u32>) {
+        let Some(q) = replaced else { return };
+        self.disconnected(at, q, account);
+        let position = usize::from(self.position(account));
+        let acts = self.processes.get(q as usize).is_some_and(|p| {
+            let hold = p.holds.get(position).copied().flatten();
+            p.alive && !p.paused && hold.is_some_and(|(_, until)| until > at)
+        });
+        if acts && self.regime == Regime::Within {
+            self.violate("S4", at, || {
+                format!("account {account}: a Node instance connects, and process {q} is connected")
             });
         }
     }
@@ -340,7 +408,23 @@ impl Checker {
     ///
     /// S4: within the bound, none is under way for the account: one is from its sending until its
     /// answer or timeout. Two are at least the spacing apart, less what clocks may differ.
-    pub fn phone_asked(&mut self, at: Real, process: u32, account: u16) {
+    /// `reserved`: the store knows of it.
+    ///
+    /// S7: no more often for one anchor than twice as often as there are tries, until an answer or
+    /// a manual run: what is known of the anchor begins anew when another stretch takes its place.
+    pub fn phone_asked(
+        &mut self,
+        at: Real,
+        process: u32,
+        account: u16,
+        anchor: &str,
+        reserved: bool,
+    ) {
+        if !reserved {
+            self.violate("S4", at, || {
+                format!("account {account}: process {process} asks the phone unannounced")
+            });
+        }
         let timeout = self.policy.phone.timeout.as_millis() as u64;
         // The asker waits on its own clock, which may be fast.
         let slack = u64::from(self.policy.clock_rate_ppm) * 2;
@@ -349,7 +433,16 @@ impl Checker {
         let spacing = spacing - spacing * slack / 1_000_000;
         let position = self.position(account);
         let Some(seen) = self.accounts.get_mut(usize::from(position)) else { return };
+        let tries = seen.tries.entry(anchor.into()).or_default();
+        *tries += 1;
+        let tried = *tries;
+        seen.anchor = anchor.into();
         let before = seen.asked.replace((at, process, at.after(wait)));
+        if tried > self.policy.phone.tries * 2 {
+            self.violate("S7", at, || {
+                format!("account {account}: the phone is asked {tried} times for one anchor")
+            });
+        }
         if let Some((asked, q, until)) = before
             && self.regime == Regime::Within
         {
@@ -381,6 +474,7 @@ impl Checker {
             && *asker == process
         {
             *until = at.min(*until);
+            seen.tries.remove(&seen.anchor);
         }
     }
 
@@ -412,6 +506,18 @@ impl Checker {
                 return;
             }
         };
+        for write in writes.iter().filter(|write| says_running(write)) {
+            let rest = write.path.as_str().strip_prefix("accounts/").unwrap_or_default();
+            let position = usize::from(self.position_in(rest));
+            let p = &self.processes[process as usize];
+            if p.closed.get(position).is_some_and(|closed| at.since(*closed) > START_IN_FLIGHT) {
+                let number = self.accounts[position].number;
+                self.violate("S5", at, || {
+                    format!("process {process} starts a run of account {number}, not connected")
+                });
+            }
+        }
+        let p = &mut self.processes[process as usize];
         let mut again = false;
         for write in writes {
             let guarded =
@@ -458,13 +564,24 @@ impl Checker {
         hold.map(|(epoch, _)| epoch)
     }
 
-    fn shared(&self) -> bool {
+    pub(super) fn shared(&self) -> bool {
         matches!(self.policy.mode, backfill_core::policy::InstanceMode::Shared { .. })
     }
 
     pub(super) fn number(&self, position: u16) -> u16 {
         self.accounts.get(usize::from(position)).map_or(NOWHERE, |account| account.number)
     }
+}
+
+/// Whether a write says that a backfill is under way.
+pub(crate) fn says_running(write: &Write) -> bool {
+    use backfill_core::doc::{FieldOp, Value};
+    let WriteOp::Merge(fields) = &write.op else { return false };
+    fields.iter().any(|(field, op)| {
+        let FieldOp::Set(Value::Map(status)) = op else { return false };
+        field.as_str() == "lastAutoBackfillStatus"
+            && status.get("running") == Some(&Value::Bool(true))
+    })
 }
 
 fn real(belief: Belief, clock: &Clock) -> (Epoch, Real) {

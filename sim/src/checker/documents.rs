@@ -10,8 +10,10 @@ use backfill_core::time::StoreTime;
 use smol_str::SmolStr;
 
 use super::{Applied, Checker, NOWHERE};
+use crate::clock::Real;
 use crate::scenario::Regime;
 use crate::store::SimStore;
+use crate::world::node::LABEL;
 
 /// What the documents showed so far.
 #[derive(Clone, Debug, Default)]
@@ -31,13 +33,15 @@ struct SessionSeen {
     unconfirmed: bool,
 }
 
-/// When runs of one account started.
+/// When backfills of one account started, as the commits came.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Starts {
     /// The latest start
     started: Option<StoreTime>,
     /// When it ended, if it was complete
     completed: Option<StoreTime>,
+    /// The lease's epoch of the latest run that gave its lease back
+    ended: u64,
 }
 
 impl Checker {
@@ -47,7 +51,7 @@ impl Checker {
     ///   fall, and rise when somebody else becomes owner; nobody becomes owner while the session
     ///   of the owner before is alive by the store's clock. A run's lease does not pass to another
     ///   boot before its term is over by the store's clock, unless it was given back or its owner
-    ///   has lost the account. A dead session stays dead, and its beat rises.
+    ///   has lost the account; nor while a Node instance shows that it has it. A dead session stays dead, and its beat rises.
     /// - S3: what a core writes below `accounts/{id}` or to the account, other than ownership
     ///   itself, is accepted only under the epoch that the ownership document shows. That is also
     ///   "beyond the bound, nothing a stale holder writes is accepted".
@@ -56,10 +60,16 @@ impl Checker {
     ///   before than the backoff, unless manual, and if periodic no sooner than the cooldown after
     ///   the end of the run before if that was complete (both less 2 % and a second, for clocks);
     ///   within the bound, because between two looks at the store a core goes by its own clock.
+    ///   Judged by the commits as they came and by the stamps that the document shows; a stamp is
+    ///   the time of the commit that sets it, and is never taken away.
     /// - S9, second half: what carries a compare-and-set changes its document, so that it takes
     ///   effect at most once.
-    /// - S11: `running` is set only beside a live lease of a backfill.
+    /// - S14: where credentials are kept on hosts, nobody becomes owner of a linked account whose
+    ///   credentials lie elsewhere.
+    /// - S11: `running` is set only beside a live lease of a backfill, and not for a run that has
+    ///   given its lease back.
     pub fn applied(&mut self, commit: &Applied<'_>, store: &SimStore) {
+        self.latest_commit = commit.commit_time;
         for (write, before) in commit.writes.iter().zip(commit.before) {
             if write.op == WriteOp::Verify {
                 continue;
@@ -68,7 +78,7 @@ impl Checker {
             let before = before.as_deref();
             let (root, rest) = path.split_once('/').unwrap_or((path, ""));
             if root == "threads" {
-                self.message_written(&write.path, before, store);
+                self.message_written(commit.at, &write.path, before, store);
                 continue;
             }
             let after = store.document(&write.path);
@@ -79,16 +89,25 @@ impl Checker {
             {
                 self.violate("S9", commit.at, || format!("{path} was guarded and not changed"));
             }
+            if commit.process.is_some()
+                && root == "accounts"
+                && let (Some(old), Some(new)) = (before.and_then(beat), after.and_then(|d| beat(d)))
+                && new <= old
+            {
+                self.violate("S9", commit.at, || format!("{path}: beat {new} after {old}"));
+            }
             match root {
                 "instances" => self.session_written(commit, rest, after),
-                "coordination" => self.ownership_written(commit, NOWHERE, path, before, after),
+                "coordination" => {
+                    self.ownership_written(commit, NOWHERE, path, before, after, store);
+                }
                 "accounts" => {
                     let position = self.position_in(rest);
                     if position == NOWHERE {
                         continue;
                     }
                     if path.ends_with("/leases/connection") {
-                        self.ownership_written(commit, position, path, before, after);
+                        self.ownership_written(commit, position, path, before, after, store);
                         continue;
                     }
                     // Who gives it back may say so in the same commit, which is fenced by that.
@@ -142,6 +161,17 @@ impl Checker {
         }
     }
 
+    /// When a session was last renewed, by the store's clock, and its term.
+    pub(super) fn session_seen(&self, boot: &BootId) -> Option<(StoreTime, Duration)> {
+        self.documents.sessions.get(boot).map(|seen| (seen.renewed, seen.term))
+    }
+
+    /// The process whose live session owns an account, as the documents show it.
+    fn owned_by(&self, position: u16) -> Option<u32> {
+        let owner = &self.accounts[usize::from(position)].owner;
+        self.documents.sessions.get(owner.as_str()).filter(|seen| !seen.dead)?.process
+    }
+
     /// Whether a session is alive by the store's clock.
     pub(super) fn session_lives(&self, boot: &str, now: StoreTime) -> bool {
         self.documents.sessions.get(boot).is_some_and(|s| !s.dead && now.since(s.renewed) <= s.term)
@@ -173,6 +203,25 @@ impl Checker {
             session.process = by.or(before.process);
             session.unconfirmed = before.unconfirmed && by.is_none();
         }
+        if let (true, None, false, Some(marker)) = (dead, by, before.dead, commit.process) {
+            let gone = commit.commit_time.since(before.renewed);
+            let own = before.process.is_some_and(|p| {
+                self.processes[p as usize].instance == self.processes[marker as usize].instance
+            });
+            // A process knows of its own earlier boots that they are over. At others it looks
+            // twice, a third of a term apart by its own clock.
+            let looks = before.term + before.term / 3;
+            if gone <= before.term && !own {
+                self.violate("S1", commit.at, || format!("live session {boot} was marked dead"));
+            } else if !own && gone + looks / 50 < looks && self.regime == Regime::Within {
+                self.violate("S1", commit.at, || {
+                    format!("session {boot} was marked dead {gone:?} after its renewal")
+                });
+            }
+        }
+        if let (true, Some(p)) = (dead, by) {
+            self.check_closed(commit.at, p, &boot);
+        }
         if before.unconfirmed && by.is_some() && !dead {
             self.sometimes.renewal_lost_then_confirmed += 1;
         }
@@ -185,6 +234,18 @@ impl Checker {
         }
     }
 
+    /// S4: nobody gives an account back while its connection is open.
+    fn check_closed(&mut self, at: Real, process: u32, boot: &BootId) {
+        let open = self.accounts.iter().find(|seen| {
+            seen.connection.is_some_and(|(p, _)| p == process) && seen.owner == boot.as_str()
+        });
+        if let Some(number) = open.map(|seen| seen.number) {
+            self.violate("S4", at, || {
+                format!("process {process} gives account {number} back while it is connected")
+            });
+        }
+    }
+
     fn ownership_written(
         &mut self,
         commit: &Applied<'_>,
@@ -192,6 +253,7 @@ impl Checker {
         path: &str,
         before: Option<&Document>,
         after: Option<&Arc<Document>>,
+        store: &SimStore,
     ) {
         let at = commit.at;
         let Some(after) = after else {
@@ -202,6 +264,18 @@ impl Checker {
         let new_owner = after.str("owner");
         if let Some(seen) = self.accounts.get_mut(usize::from(position)) {
             seen.epoch = Epoch(new_epoch);
+            let open = seen.connection.is_some_and(|(p, _)| Some(p) == commit.process);
+            let gives_back = new_owner.is_none() && old_owner == Some(seen.owner.as_str());
+            let own = commit
+                .process
+                .is_some_and(|p| self.processes[p as usize].boot.as_str() == seen.owner.as_str());
+            let number = seen.number;
+            seen.owner = new_owner.map(SmolStr::new).unwrap_or_default();
+            if open && gives_back && own {
+                self.violate("S4", at, || {
+                    format!("account {number} is given back while it is connected")
+                });
+            }
         }
         if new_epoch < old_epoch {
             return self
@@ -210,6 +284,22 @@ impl Checker {
         let Some(new_owner) = new_owner else { return };
         if Some(new_owner) == old_owner && new_epoch == old_epoch {
             return;
+        }
+        if let Some(taker) = commit.process
+            && let Some(id) = self.ids.get(usize::from(position))
+            && let Some(home) = self.credentials[usize::from(position)].filter(|_| self.local)
+            && self.processes[taker as usize].instance != home
+        {
+            let status = store.document(&id.path()).and_then(|doc| doc.str("status"));
+            if matches!(status, Some("connected" | "disconnected")) {
+                let account = self.number(position);
+                self.violate("S14", at, || {
+                    format!(
+                        "process {taker} takes account {account}, whose credentials lie on the \
+                         host of instance {home}"
+                    )
+                });
+            }
         }
         if new_epoch != old_epoch + 1 {
             self.violate("S1", at, || {
@@ -259,6 +349,8 @@ impl Checker {
         let current = self.accounts[usize::from(position)].epoch;
         match commit.epoch {
             Some(epoch) if epoch >= current => {}
+            // It was sent while the account was being given up, and nobody else has taken it.
+            None if self.owned_by(position) == Some(process) => {}
             Some(epoch) => self.violate("S3", commit.at, || {
                 format!(
                     "process {process} wrote {path} under epoch {}, after {}",
@@ -288,6 +380,9 @@ impl Checker {
             let (old, new) = (epoch(before), epoch(after));
             self.violate("S1", at, || format!("{path}: epoch {new} after {old}"));
         }
+        if holder(before).is_some() && holder(after).is_none() && path.ends_with("/autoBackfill") {
+            self.accounts[usize::from(position)].starts.ended = epoch(after);
+        }
         let (Some(old), Some(new)) = (holder(before), holder(after)) else { return };
         let superseded = before
             .count("connectionEpoch")
@@ -313,19 +408,52 @@ impl Checker {
         let number = self.number(position);
         let seen = &mut self.accounts[usize::from(position)];
         seen.deleted = after.str("status") == Some("deleted");
+        let stamp = |name: &str| after.time(name).unwrap_or_default();
+        let (ran, tried) = (stamp("lastAutoBackfillAt"), stamp("lastAutoBackfillAttemptAt"));
+        let auto = &self.policy.auto_backfill;
+        let waits = ran.max(tried);
+        if waits != seen.waits {
+            seen.waited = std::mem::replace(&mut seen.waits, waits);
+            seen.passed = 0;
+        }
+        seen.due = (tried + auto.backoff).max(stamp("lastAutoBackfillSuccessAt") + auto.cooldown);
         let attempt = after.time("lastAutoBackfillAttemptAt");
         let running = after.bool("lastAutoBackfillStatus.running") == Some(true);
         let was = before.and_then(|doc| doc.time("lastAutoBackfillAttemptAt"));
+        let succeeded = before.and_then(|doc| doc.time("lastAutoBackfillSuccessAt"));
+        for name in ["lastAutoBackfillAttemptAt", "lastAutoBackfillSuccessAt"] {
+            let (old, new) = (before.and_then(|doc| doc.time(name)), after.time(name));
+            if old != new && new != Some(commit.commit_time) {
+                self.violate("S8", commit.at, || {
+                    format!("account {number}: {name} was set to another time than its commit's")
+                });
+            }
+        }
+        let seen = &mut self.accounts[usize::from(position)];
         if let Some(ended) = run_end(after)
             && before.and_then(run_end) != Some(ended)
         {
             seen.starts.completed = ended.complete.then_some(commit.commit_time);
         }
-        if !running || attempt == was {
+        if !running || attempt == was || commit.process.is_none() {
             return;
         }
+        let foreign = before.is_some_and(|doc| {
+            let until = doc.time("autoBackfillLeaseUntil");
+            let acquired = doc.time("autoBackfillLeaseAcquiredAt");
+            let term = self.policy.auto_backfill.lease;
+            let until = until.zip(acquired).map(|(until, acquired)| until.min(acquired + term));
+            doc.str("autoBackfillLeaseHolder") == Some(LABEL)
+                && until.is_some_and(|until| until > commit.commit_time)
+        });
+        if foreign {
+            self.violate("S1", commit.at, || {
+                format!("account {number}: a run starts while a Node instance has the lease")
+            });
+        }
+        let seen = &mut self.accounts[usize::from(position)];
         let starts = seen.starts;
-        seen.starts = Starts { started: Some(commit.commit_time), completed: None };
+        seen.starts = Starts { started: Some(commit.commit_time), completed: None, ..starts };
         let trigger = after.str("lastAutoBackfillStatus.trigger").unwrap_or_default();
         let (backoff, cooldown) =
             (self.policy.auto_backfill.backoff, self.policy.auto_backfill.cooldown);
@@ -337,7 +465,7 @@ impl Checker {
         let within = self.regime == Regime::Within;
         if within
             && trigger != "manual"
-            && let Some(gone) = soon(starts.started, backoff)
+            && let Some(gone) = soon(starts.started.max(was), backoff)
         {
             self.violate("S8", commit.at, || {
                 format!("account {number}: started ({trigger}) {gone:?} after the last start")
@@ -345,7 +473,7 @@ impl Checker {
         }
         if within
             && trigger == "periodic"
-            && let Some(gone) = soon(starts.completed, cooldown)
+            && let Some(gone) = soon(starts.completed.max(succeeded), cooldown)
         {
             self.violate("S8", commit.at, || {
                 format!("account {number}: started (periodic) {gone:?} after a complete run")
@@ -358,6 +486,11 @@ impl Checker {
         if !lease.is_some_and(|lease| is_live(lease, commit.commit_time)) {
             self.violate("S11", commit.at, || {
                 format!("account {number}: `running` without a live lease")
+            });
+        }
+        if lease.is_some_and(|lease| epoch(lease) <= starts.ended) {
+            self.violate("S11", commit.at, || {
+                format!("account {number}: `running` for a run that has ended")
             });
         }
     }
@@ -387,6 +520,10 @@ pub(super) fn is_live(lease: &Document, now: StoreTime) -> bool {
 /// Who holds a run's lease.
 pub(super) fn holder(lease: &Document) -> Option<&str> {
     lease.str("owner").filter(|owner| !owner.is_empty())
+}
+
+fn beat(doc: &Document) -> Option<u64> {
+    doc.count("beat")
 }
 
 fn epoch(doc: &Document) -> u64 {

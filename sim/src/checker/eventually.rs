@@ -1,5 +1,6 @@
 //! What has to come about once faults have stopped: L1, L2, L3, L4.
 
+use backfill_core::io::Mode;
 use backfill_core::policy::Settings;
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ impl Checker {
         for position in 0..self.accounts.len() {
             let seen = &self.accounts[position];
             let account = seen.number;
-            if seen.deleted || !net.is_linked(account) {
+            if seen.deleted || !net.is_linked(account) || self.lies_elsewhere(position) {
                 continue;
             }
             let owners = seen
@@ -43,6 +44,108 @@ impl Checker {
             if owners != 1 {
                 self.violate("L1", at, || format!("account {account} has {owners} owners"));
             }
+        }
+    }
+
+    /// Whether the account's credentials lie on a host where nothing runs that can serve it.
+    fn lies_elsewhere(&self, position: usize) -> bool {
+        let Some(home) = self.credentials[position].filter(|_| self.local) else { return false };
+        let serves = |p: &super::Process| p.instance == home && p.mode == Mode::Active;
+        !self.processes.iter().any(|p| p.alive && !p.paused && serves(p))
+    }
+
+    /// L5, second half, called so long after a process that was told to stop has ended and nothing
+    /// had disturbed it: what it owned is owned again, if since it was told to stop some other
+    /// process that may own it has been there and nothing has disturbed that one or any other.
+    pub fn check_hand_over(&mut self, at: Real, process: u32, net: &WhatsApp) {
+        let old = &self.processes[process as usize];
+        let (Some(asked), Some(ended)) = (old.stop_asked, old.ended) else { return };
+        // Who has just started has to begin a session and look around first.
+        let ready = Real(asked.0.saturating_sub(SETTLING));
+        // Others that were there may have a share in what is free, and must be able to take it.
+        let calm = self.processes.iter().enumerate().all(|(number, p)| {
+            let old = number as u32 == process || p.ended.is_some_and(|ended| ended < ready);
+            let successor = p.started >= ended && p.disturbed == p.started;
+            old || (p.alive && !p.paused && p.disturbed < ready) || successor
+        });
+        if !calm {
+            return;
+        }
+        let heirs: Vec<u8> = self
+            .processes
+            .iter()
+            .filter(|p| p.alive && !p.paused && p.stop_asked.is_none())
+            .filter(|p| p.started < ready && p.disturbed < ready)
+            .filter(|p| may_take_over(p.mode))
+            .map(|p| p.instance)
+            .collect();
+        // Whoever is active next in exclusive mode need not be where the credentials are.
+        let anywhere = self.shared() || !self.local;
+        if self.regime == Regime::Beyond || heirs.is_empty() || !anywhere {
+            return;
+        }
+        for position in old.left.clone() {
+            let seen = &self.accounts[usize::from(position)];
+            let account = seen.number;
+            let home = self.credentials[usize::from(position)];
+            let nobody_may = self.local && home.is_some_and(|home| !heirs.contains(&home));
+            let owned = seen.owned_since.is_some() || seen.deleted || !net.is_linked(account);
+            if !nobody_may && !owned {
+                let after = at.since(ended);
+                self.violate("L5", at, || {
+                    format!("account {account}: nobody took over {after} ms after a graceful stop")
+                });
+            }
+        }
+    }
+
+    /// How long taking over from a process that has given everything back may take, in
+    /// milliseconds: the longest wait of a passive instance, or a shared one's look at the others,
+    /// and rounds of reading and writing.
+    pub fn hand_over_after_stop(&self) -> u64 {
+        let look = self.policy.passive_retry.max(self.policy.session_term / 3);
+        (look + look / 5 + Duration::from_secs(15)).as_millis() as u64
+    }
+
+    /// L4, as it goes: a tick does not serve one account while another that is connected to the same
+    /// process, has waited longer and may have a run, waits on and on.
+    pub(super) fn started_before_others(&mut self, at: Real, process: u32, position: u16) {
+        let auto = &self.policy.auto_backfill;
+        // It was chosen some time ago, perhaps, and waited for its turn.
+        let slack = auto.interval * 2 + Duration::from_secs(60);
+        let (interval, now) = (auto.interval.as_millis() as u64, self.latest_commit);
+        let p = &self.processes[process as usize];
+        let ticks = p.ticks;
+        let Some(chosen) = self.accounts.get(usize::from(position)) else { return };
+        let waited = chosen.waited;
+        let mut starved = None;
+        for (other, seen) in self.accounts.iter_mut().enumerate() {
+            let here = seen
+                .connection
+                .is_some_and(|(q, since)| q == process && at.since(since) > interval * 2 + 60_000);
+            let runs = p.runs.iter().any(|(of, ..)| usize::from(*of) == other);
+            let waits = other != usize::from(position)
+                && here
+                && !runs
+                && !seen.deleted
+                && seen.waits < waited
+                && seen.due + slack < now;
+            if !waits {
+                continue;
+            }
+            if seen.passed_at != ticks {
+                seen.passed += 1;
+                seen.passed_at = ticks;
+            }
+            if seen.passed > PASSED {
+                seen.passed = 0;
+                starved = Some(seen.number);
+            }
+        }
+        if let (Some(number), Regime::Within) = (starved, self.regime) {
+            self.violate("L4", at, || {
+                format!("account {number} waits while others have their turn again and again")
+            });
         }
     }
 
@@ -81,7 +184,8 @@ impl Checker {
         for position in 0..self.accounts.len() as u16 {
             let account = self.number(position);
             let seen = &self.accounts[usize::from(position)];
-            if !seen.deleted && net.is_linked(account) && seen.connection.is_none() {
+            let elsewhere = self.lies_elsewhere(usize::from(position));
+            if !seen.deleted && net.is_linked(account) && seen.connection.is_none() && !elsewhere {
                 self.violate("L1", at, || format!("account {account} is not connected"));
             }
         }
@@ -165,6 +269,18 @@ impl Checker {
         }
     }
 }
+
+/// Whether an instance in this mode may take what becomes free, if only it finds out.
+const fn may_take_over(mode: Mode) -> bool {
+    use backfill_core::io::PassiveReason as Why;
+    matches!(mode, Mode::Active | Mode::Passive(Why::HeldByOther | Why::Starting))
+}
+
+/// So many ticks may serve others first: what they chose may have waited in line.
+const PASSED: u64 = 2;
+
+/// How long before a stop another process has to have been there, in milliseconds.
+const SETTLING: u64 = 60_000;
 
 /// Detection (a term, one more if the last renewal arrived late), two looks a third of a term
 /// apart, polls, lock-delay, and as much again as rounds of reading and writing take.

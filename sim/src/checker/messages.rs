@@ -1,17 +1,20 @@
 //! What becomes of messages: S12, S13, L6.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use backfill_core::alias::Alias;
 use backfill_core::coverage::Coverage;
 use backfill_core::doc::{DocPath, Document, Value};
 use backfill_core::id::ThreadId;
+use backfill_core::incoming::Status;
 use smol_str::SmolStr;
 
 use super::Checker;
 use crate::clock::Real;
-use crate::scenario::{Regime, Scenario};
+use crate::scenario::{AccountPlan, Regime, Scenario};
 use crate::store::SimStore;
-use crate::whatsapp::{MessageRef, WhatsApp, message_text};
+use crate::whatsapp::{Mail, MessageRef, What, WhatsApp, edited_text, message_text};
 
 /// Which messages the store has.
 #[derive(Clone, Debug, Default)]
@@ -30,6 +33,9 @@ pub(super) struct Messages {
     /// Of the commit that is being looked at
     created: Vec<(u16, MessageRef)>,
     gone: Vec<(u16, MessageRef)>,
+    /// Of what became of messages, what the store has to show: acknowledged, or part of a history
+    /// that is stored
+    told: BTreeSet<(u16, u32)>,
 }
 
 /// A message that a process could not decrypt.
@@ -48,6 +54,27 @@ struct Fillable {
     requests: u64,
     /// The newest of them in one of the threads
     newest: Option<MessageRef>,
+}
+
+/// The document of a message, under whichever name its conversation has it.
+fn stored_message<'a>(
+    account: u16,
+    message: MessageRef,
+    store: &'a SimStore,
+    net: &WhatsApp,
+) -> Option<&'a Arc<Document>> {
+    let id = net.message(account, message)?.id;
+    if net.was_sent(account, message) {
+        // What left through the outbox has the document that the inbox made for it.
+        let owner = AccountPlan::account(account);
+        let alias = store.document(&Alias::path(&owner, &id)?)?;
+        let Alias { thread, message } = Alias::parse(&owner, alias)?;
+        return store.document(&DocPath::new(&thread.messages(), message.as_str()).ok()?);
+    }
+    [false, true].into_iter().find_map(|lid| {
+        let thread = net.thread_called(account, message.thread, lid)?;
+        store.document(&DocPath::new(&thread.messages(), &id).ok()?)
+    })
 }
 
 impl Messages {
@@ -82,8 +109,11 @@ impl Messages {
 impl Checker {
     /// A commit wrote to `threads/…`: notes which messages have a readable document now, and which
     /// have lost theirs.
+    ///
+    /// S12: a message that nobody edited or revoked says what was sent.
     pub(super) fn message_written(
         &mut self,
+        at: Real,
         path: &DocPath,
         before: Option<&Document>,
         store: &SimStore,
@@ -92,7 +122,18 @@ impl Checker {
         let Some((account, message)) = WhatsApp::parse_id(id) else { return };
         let whole = |doc: &Document| doc.str("placeholder").is_none();
         let was = before.is_some_and(whole);
-        let is = store.document(path).is_some_and(|doc| whole(doc));
+        let after = store.document(path).filter(|doc| whole(doc));
+        let is = after.is_some();
+        if let Some(doc) = after
+            && doc.value("editedAt").is_none()
+            && doc.value("revoked").is_none()
+            && doc.str("body") != Some(&message_text(account, message))
+        {
+            let MessageRef { thread, index } = message;
+            self.violate("S12", at, || {
+                format!("account {account}: message {index} of thread {thread} has another text")
+            });
+        }
         match (was, is) {
             (false, true) => self.messages.created.push((account, message)),
             (true, false) => self.messages.gone.push((account, message)),
@@ -133,11 +174,14 @@ impl Checker {
 
     /// Messages are acknowledged to WhatsApp.
     ///
-    /// S12: each is in the store.
-    pub fn acknowledged(&mut self, at: Real, process: u32, account: u16, messages: &[MessageRef]) {
+    /// S12: each is in the store. What becomes of messages is looked at when the world ends.
+    pub fn acknowledged(&mut self, at: Real, process: u32, account: u16, mail: &[Mail]) {
+        self.told(account, mail);
         let position = self.position(account);
-        for message in messages {
-            if !self.messages.has(position, *message) {
+        for mail in mail {
+            if let Mail::Message(message) = mail
+                && !self.messages.has(position, *message)
+            {
                 let MessageRef { thread, index } = *message;
                 self.violate("S12", at, || {
                     format!(
@@ -149,10 +193,32 @@ impl Checker {
         }
     }
 
+    /// These are in the store, or ought to be.
+    pub fn told(&mut self, account: u16, mail: &[Mail]) {
+        for mail in mail {
+            if let Mail::Happening(n) = mail {
+                self.messages.told.insert((account, *n));
+            }
+        }
+    }
+
     /// A message of the outbox leaves for WhatsApp.
     ///
-    /// S13: always under the id under which it left the first time.
-    pub fn sent(&mut self, at: Real, process: u32, outbox: &SmolStr, wa_id: &SmolStr) {
+    /// S13: always under the id under which it left the first time, and not before the store shows
+    /// that it was `claimed`.
+    pub fn sent(
+        &mut self,
+        at: Real,
+        process: u32,
+        outbox: &SmolStr,
+        wa_id: &SmolStr,
+        claimed: bool,
+    ) {
+        if !claimed {
+            self.violate("S13", at, || {
+                format!("process {process} sent {outbox} before the claim was durable")
+            });
+        }
         let first = self.messages.sent.entry(outbox.clone()).or_insert_with(|| wa_id.clone());
         if first != wa_id {
             let first = first.clone();
@@ -210,10 +276,104 @@ impl Checker {
         self.sometimes.history_before_its_thread += 1;
     }
 
+    /// S12: what became of messages shows, whatever the order in which it was told: what was
+    /// acknowledged in any case, what was not perhaps.
+    fn finish_happenings(&mut self, at: Real, store: &SimStore, net: &WhatsApp) {
+        for position in 0..self.accounts.len() as u16 {
+            let account = self.number(position);
+            let about: BTreeSet<MessageRef> =
+                net.happenings(account).iter().map(|happening| happening.about).collect();
+            for message in about {
+                if let Some(wrong) = self.wrong_outcome(account, message, store, net) {
+                    let MessageRef { thread, index } = message;
+                    self.violate("S12", at, || {
+                        format!("account {account}: message {index} of thread {thread} {wrong}")
+                    });
+                }
+            }
+        }
+    }
+
+    fn wrong_outcome(
+        &self,
+        account: u16,
+        message: MessageRef,
+        store: &SimStore,
+        net: &WhatsApp,
+    ) -> Option<String> {
+        let numbers = net.happened_to(account, message);
+        let is_told = |n: u32| self.messages.told.contains(&(account, n));
+        let Some(doc) = stored_message(account, message, store, net) else {
+            let told = numbers.iter().any(|n| is_told(*n));
+            return told.then(|| "has reports and no document".into());
+        };
+        let happenings = net.happenings(account);
+        let revoked = doc.bool("revoked") == Some(true);
+        if revoked && doc.str("body") != Some("") {
+            return Some("is revoked and has a text".into());
+        }
+        let (mut edit, mut reaction) = (None, None);
+        for n in numbers {
+            let happening = happenings[*n as usize];
+            let told = is_told(*n);
+            let status = doc.str("status").and_then(Status::parse);
+            match happening.what {
+                What::Delivered if told && status < Some(Status::Delivered) => {
+                    return Some("was delivered and does not show it".into());
+                }
+                What::Read if told && status < Some(Status::Read) => {
+                    return Some("was read and does not show it".into());
+                }
+                What::Delivered | What::Read => {}
+                What::Revoked if told && !revoked => {
+                    return Some("was revoked and does not show it".into());
+                }
+                What::Revoked => {}
+                What::Edited if told => edit = edit.max(Some((happening.at_ms, *n))),
+                What::Reacted { .. } if told => {
+                    reaction = reaction.max(Some((happening.at_ms, *n)));
+                }
+                What::Edited | What::Reacted { .. } => {}
+            }
+        }
+        // Of those that are equally late any may count; later ones that were not acknowledged may
+        // have arrived all the same.
+        let may_be = |n: u32, told: Option<(i64, u32)>| {
+            let happening = happenings[n as usize];
+            told.is_none_or(|(at_ms, _)| happening.at_ms >= at_ms)
+        };
+        let shown = doc.str("body").unwrap_or_default();
+        let edited = numbers.iter().any(|n| {
+            happenings[*n as usize].what == What::Edited
+                && may_be(*n, edit)
+                && edited_text(account, message, *n) == shown
+        });
+        let original = edit.is_none() && doc.value("editedAt").is_none();
+        if !revoked && !edited && !original {
+            return Some(format!("shows {shown:?} after edit {edit:?}"));
+        }
+        let shown = doc
+            .value("reactions")
+            .and_then(|v| v.as_map())
+            .and_then(|people| people.values().next())
+            .and_then(|reaction| reaction.as_map()?.get("text")?.as_str())
+            .unwrap_or_default();
+        let reacted = numbers.iter().any(|n| match happenings[*n as usize].what {
+            What::Reacted { back: true } => may_be(*n, reaction) && shown.is_empty(),
+            What::Reacted { back: false } => {
+                may_be(*n, reaction) && shown.strip_prefix('+') == Some(&n.to_string())
+            }
+            _ => false,
+        });
+        let none = reaction.is_none() && shown.is_empty();
+        (!reacted && !none).then(|| format!("shows reaction {shown:?} instead of {reaction:?}"))
+    }
+
     /// S12: a thread shows the time and direction of the newest message that the store has of it,
     /// and the text of the newest inbound one; equally new ones are equally good. Threads to
     /// which the inbox wrote by itself, from its own clock, are not judged. S13: what was sent from the outbox has one document.
     pub(super) fn finish_messages(&mut self, at: Real, store: &SimStore, net: &WhatsApp) {
+        self.finish_happenings(at, store, net);
         for position in 0..self.accounts.len() as u16 {
             let account = self.number(position);
             for thread in 0..net.threads(account) {
@@ -250,19 +410,37 @@ impl Checker {
         let newest = (0..length).rev().map(|index| MessageRef { thread, index });
         let mut stored = newest.filter(|m| self.messages.has(position, *m)).peekable();
         let first = net.message(account, *stored.peek()?)?;
-        let id = net.thread_id(account, thread)?;
-        let Some(doc) = store.document(&id.path()) else {
+        let documents: Vec<&Arc<Document>> = [false, true]
+            .into_iter()
+            .filter(|lid| !lid || net.has_lid(account, thread))
+            .filter_map(|lid| store.document(&net.thread_called(account, thread, lid)?.path()))
+            .collect();
+        if documents.is_empty() {
             return Some("has messages and no document".into());
-        };
-        let Some(shown) = doc.int("lastMessageAtMs") else {
+        }
+        // A name that only leads to another shows nowhere.
+        let leads = |doc: &Document| doc.str("redirectTo").is_some();
+        if documents.iter().any(|doc| doc.int("lastMessageAtMs").is_none() && !leads(doc)) {
             return Some("shows no time".into());
-        };
+        }
         if self.messages.inbox.contains(&(account, thread)) {
             return None;
         }
+        let shown = documents.iter().filter_map(|doc| doc.int("lastMessageAtMs")).max()?;
         if shown != first.second * 1_000 {
+            // A message that nobody here could read yet counts too.
+            let unreadable = (0..length).any(|index| {
+                let m = MessageRef { thread, index };
+                net.message(account, m).is_some_and(|known| known.second * 1_000 == shown)
+                    && stored_message(account, m, store, net).is_some()
+            });
+            if unreadable && shown > first.second * 1_000 {
+                return None;
+            }
             return Some(format!("shows {shown} instead of {}", first.second * 1_000));
         }
+        // What lies under two names is put together when it is next mentioned.
+        let [doc] = documents.as_slice() else { return None };
         let mut directions = Vec::new();
         let mut texts: Option<(i64, Vec<SmolStr>)> = None;
         for m in stored {
@@ -275,7 +453,8 @@ impl Checker {
                 if *second != message.second {
                     break;
                 }
-                found.push(message_text(account, m));
+                let body = stored_message(account, m, store, net).and_then(|doc| doc.str("body"));
+                found.push(body.unwrap_or_default().into());
             }
             if texts.is_none() && message.second < first.second && m.index == 0 {
                 break;
@@ -358,14 +537,14 @@ impl Checker {
     }
 
     fn given_up(&self, position: u16, thread: u16, store: &SimStore, net: &WhatsApp) -> bool {
-        let id = self.ids.get(usize::from(position));
-        let thread = net.thread_id(self.number(position), thread);
-        let Some((id, thread)) = id.zip(thread) else { return false };
-        let path = DocPath::new(&id.coverage(), thread.as_str());
-        let doc = path.ok().and_then(|path| store.document(&path).cloned());
-        doc.is_some_and(|doc| {
-            let (coverage, _) = Coverage::parse(&doc.fields);
-            coverage.stretches().iter().any(|stretch| stretch.exhausted)
+        let Some(id) = self.ids.get(usize::from(position)) else { return false };
+        [false, true].into_iter().any(|lid| {
+            let thread = net.thread_called(self.number(position), thread, lid);
+            let path = thread.and_then(|t| DocPath::new(&id.coverage(), t.as_str()).ok());
+            path.and_then(|path| store.document(&path)).is_some_and(|doc| {
+                let (coverage, _) = Coverage::parse(&doc.fields);
+                coverage.stretches().iter().any(|stretch| stretch.exhausted)
+            })
         })
     }
 

@@ -9,6 +9,7 @@ use backfill_core::incoming::{Record, SyncSource};
 use backfill_core::io::{
     Answer, ChunkId, CloseReason, GatewayCall, GatewayEvent, GatewayRequest, Rejection, RunKind,
 };
+use backfill_core::jid::Twins;
 use backfill_driver::port::{Gateway, Runtime, Store};
 use backfill_driver::{Handle, Parcel};
 use futures_channel::mpsc;
@@ -19,7 +20,7 @@ use super::wire::{AskSpool, AskStore, AskWhatsApp, Brought, Chunk, Reply, Wire};
 use crate::chance::Chance;
 use crate::scenario::AccountPlan;
 use crate::trace::Entry;
-use crate::whatsapp::{ConnKey, MessageRef};
+use crate::whatsapp::{ConnKey, Mail};
 use crate::world::intake::page_end;
 
 /// The client of one process, over all its connections.
@@ -52,8 +53,8 @@ struct Link {
 }
 
 enum Arrived {
-    Live(MessageRef, Record),
-    Offline(Vec<(MessageRef, Record)>),
+    Live(Mail, Record),
+    Offline(Vec<(Mail, Record)>),
     OfflineEnd(u32),
 }
 
@@ -96,6 +97,9 @@ impl Client {
             Brought::ChunkMissing => return report(GatewayEvent::ChunkMissing),
             Brought::Closed(reason) => {
                 state.links.remove(&(account, connection));
+                if reason == CloseReason::LoggedOut {
+                    self.0.handle.credentials(id.clone(), false);
+                }
                 return report(GatewayEvent::Closed { connection: request, reason });
             }
             Brought::Live(message, record) => Arrived::Live(message, record),
@@ -105,26 +109,32 @@ impl Client {
                 link.open = true;
                 return report(GatewayEvent::Opened { connection: request });
             }
-            Brought::Page { asker, thread, more, records } => {
+            Brought::Page { asker, thread, more, mail, records, twins } => {
                 let mine = asker.0 == self.0.wire.process();
                 let asked = mine.then(|| state.asked.remove(&asker.1)).flatten();
                 drop(state);
                 let request = asked.as_ref().map(|_| RequestId(asker.1));
-                self.page(account, request, asked, thread, more, records);
+                let parcel = Parcel { account: id, records, twins };
+                self.page(account, request, asked, thread, more, mail, parcel);
                 return;
             }
-            Brought::Paired => return report(GatewayEvent::Paired { connection: request }),
+            Brought::Paired => {
+                self.0.handle.credentials(id.clone(), true);
+                return report(GatewayEvent::Paired { connection: request });
+            }
             Brought::Pairing => {
                 let qr = Some("data:image/png;base64,AA==".into());
                 return report(GatewayEvent::Pairing { connection: request, qr, code: None });
             }
-            Brought::Undecryptable { thread, second } => {
-                return report(GatewayEvent::Undecryptable { thread, second });
+            Brought::Undecryptable { thread, second, mail, record } => {
+                report(GatewayEvent::Undecryptable { thread, second });
+                Arrived::Live(mail, record)
             }
         };
         link.arrivals.unbounded_send(arrived).ok();
     }
 
+    #[expect(clippy::too_many_arguments, reason = "a page has these parts")]
     fn page(
         &self,
         account: u16,
@@ -132,11 +142,12 @@ impl Client {
         asked: Option<(RunKind, ThreadId)>,
         thread: ThreadId,
         more: bool,
-        mut records: Vec<Record>,
+        mail: Vec<Mail>,
+        mut parcel: Parcel,
     ) {
-        let (client, id) = (self.clone(), AccountPlan::account(account));
+        let client = self.clone();
         if let Some((RunKind::RecentSync, _)) = asked {
-            for record in &mut records {
+            for record in &mut parcel.records {
                 if let Record::Message(message) = record {
                     message.source = SyncSource::RecentSync;
                 }
@@ -152,9 +163,10 @@ impl Client {
                     truth.checker.phone_answered(truth.now, p, account);
                 }),
             }
-            let parcel = Parcel { account: id, records, twins: Arc::default() };
             // What cannot be stored stays on the phone, and whoever asked will ask again.
-            client.0.handle.page(request, thread, page_end(more), parcel).await.ok();
+            if client.0.handle.page(request, thread, page_end(more), parcel).await.is_ok() {
+                client.0.wire.world().look(|truth| truth.checker.told(account, &mail));
+            }
         });
     }
 
@@ -231,11 +243,11 @@ impl Client {
                     continue;
                 }
             };
-            let (messages, records): (Vec<MessageRef>, Vec<Record>) = batch.into_iter().unzip();
-            let parcel = Parcel { account: id.clone(), records, twins: Arc::default() };
+            let (mail, records): (Vec<Mail>, Vec<Record>) = batch.into_iter().unzip();
+            let parcel = Parcel { account: id.clone(), records, twins: self.twins(account) };
             if self.0.handle.realtime(connection, parcel).await.is_ok() {
-                stored += u32::try_from(messages.len()).unwrap_or(u32::MAX);
-                self.acknowledge(account, connection.0, messages);
+                stored += u32::try_from(mail.len()).unwrap_or(u32::MAX);
+                self.acknowledge(account, connection.0, mail);
             }
             if next.is_none() {
                 next = arrived.next().await;
@@ -243,18 +255,23 @@ impl Client {
         }
     }
 
-    fn acknowledge(&self, account: u16, connection: u64, messages: Vec<MessageRef>) {
+    /// What this client knows by now of which LID is which phone number.
+    fn twins(&self, account: u16) -> Arc<Twins> {
+        self.0.wire.world().look(|truth| truth.net.twins(truth.now, account))
+    }
+
+    fn acknowledge(&self, account: u16, connection: u64, mail: Vec<Mail>) {
         let process = self.0.wire.process();
         self.0.wire.world().look(|truth| {
-            truth.checker.acknowledged(truth.now, process, account, &messages);
-            let count = messages.len() as u32;
+            truth.checker.acknowledged(truth.now, process, account, &mail);
+            let count = mail.len() as u32;
             truth.trace.note(truth.now, || Entry::Acknowledged {
                 process,
                 account,
                 messages: count,
             });
         });
-        drop(self.0.wire.ask_whatsapp(account, AskWhatsApp::Acknowledge { connection, messages }));
+        drop(self.0.wire.ask_whatsapp(account, AskWhatsApp::Acknowledge { connection, mail }));
     }
 
     async fn close(&self, account: u16, connection: RequestId) -> Answer {
@@ -288,14 +305,15 @@ impl Client {
         let Reply::Chunk(Some(content)) = self.spool(account, AskSpool::Get(chunk.0)).await else {
             return Answer::Rejected(Rejection::Invalid);
         };
-        for (n, (more, records)) in content.iter().enumerate().skip(from as usize) {
+        for (n, (more, mail, records)) in content.iter().enumerate().skip(from as usize) {
             let records = records.clone();
-            let parcel = Parcel { account: id.clone(), records, twins: Arc::default() };
+            let parcel = Parcel { account: id.clone(), records, twins: self.twins(account) };
             let cursor = u32::try_from(n + 1).unwrap_or(u32::MAX);
             let done = self.0.handle.conversation(chunk, cursor, page_end(*more), parcel).await;
             if done.is_err() {
                 return Answer::Rejected(Rejection::Unavailable);
             }
+            self.0.wire.world().look(|truth| truth.checker.told(account, mail));
         }
         Answer::Done
     }
@@ -342,7 +360,11 @@ impl Gateway for Client {
                 };
                 self.0.wire.ask_whatsapp(account, ask).await
             }
-            GatewayCall::Logout => self.0.wire.ask_whatsapp(account, AskWhatsApp::Logout).await,
+            GatewayCall::Logout => {
+                let answer = self.0.wire.ask_whatsapp(account, AskWhatsApp::Logout).await;
+                self.0.handle.credentials(request.account.clone(), false);
+                answer
+            }
             GatewayCall::Parse { chunk, from } => {
                 self.parse(&request.account, account, *chunk, *from).await
             }

@@ -20,7 +20,7 @@ use super::wire::{InOrder, ToProcess, Wire};
 use crate::chance::Chance;
 use crate::checker::Touched;
 use crate::clock::Clock;
-use crate::scenario::Kind;
+use crate::scenario::{AccountPlan, Kind};
 use crate::trace::Entry;
 
 /// What a process is started with.
@@ -63,6 +63,10 @@ pub(super) async fn run(world: World, plan: Plan) {
     };
     let driver = Driver::new(policy, seed, wire.clone(), local.clone(), witness);
     let handle = driver.handle();
+    // What lies on the host is known before anything begins.
+    for account in world.look(|truth| truth.checker.credentials_of(instance)) {
+        handle.credentials(AccountPlan::account(account), true);
+    }
     let own = Chance::of(u64::from(number) ^ scenario, "client");
     let client = Client::new(handle, wire.clone(), local, own, close_timeout);
     let brought = Arc::new(Mutex::new(InOrder::default()));

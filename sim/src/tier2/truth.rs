@@ -193,11 +193,13 @@ impl Truth {
             return;
         }
         process.state = State::Dead;
-        let (node, disturbed) = (process.node, process.disturbed);
+        let (node, instance, disturbed) = (process.node, process.instance, process.disturbed);
         self.hosts[process.host].current = None;
         for (account, request) in std::mem::take(&mut process.connections) {
             self.net.close(account, ConnKey { process: p, request });
         }
+        // Whoever keeps processes running starts another one, unless it is meant to be down.
+        self.schedule(self.now.after(1_000), Ev::Start(instance));
         self.checker.ended(self.now, p, graceful, disturbed);
         self.trace.note(self.now, || Entry::Ended { process: p, graceful });
         Handle::current().kill(node);
@@ -295,6 +297,10 @@ impl Truth {
         }
     }
 
+    pub(super) fn store_time(&self) -> StoreTime {
+        self.store_clock.store(self.now)
+    }
+
     /// The end of the world, and what came of it.
     pub(super) fn finish(mut self) -> (Report, Trace) {
         self.now = self.scenario.end;
@@ -311,6 +317,7 @@ impl Truth {
             sometimes: self.checker.sometimes().clone(),
             faults: fault_counts(self.faults.struck()),
             events: self.events,
+            census: Vec::new(),
             simulated_ms: self.now.0,
         };
         (report, self.trace)

@@ -5,8 +5,9 @@ use std::future::poll_fn;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 
+use backfill_core::id::OutboxId;
 use backfill_core::incoming::SyncSource;
-use backfill_core::io::{Answer, Rejection};
+use backfill_core::io::{Answer, CloseReason, Rejection};
 use madsim::net::Endpoint;
 
 use super::truth::Truth;
@@ -17,8 +18,8 @@ use super::{World, clock, process};
 use crate::chance::Chance;
 use crate::scenario::Kind;
 use crate::trace::Entry;
-use crate::whatsapp::{ConnKey, Delivery, MessageRef, Out};
-use crate::world::intake;
+use crate::whatsapp::{ConnKey, Delivery, Mail, Out};
+use crate::world::{intake, people};
 
 /// So many messages are on their way from the network card to the program at once.
 const EARS: usize = 4;
@@ -99,7 +100,14 @@ impl Server {
                     });
                 }
                 Out::Later(account, later) => self.world.look(|truth| {
+                    let linked = truth.net.is_linked(account);
                     truth.net.handle(truth.now, account, later, &mut truth.faults);
+                    if !linked && truth.net.is_linked(account) {
+                        // Its credentials lie where its connection ends.
+                        let by = truth.net.connection(account).map(|key| key.process as usize);
+                        let at = by.and_then(|p| truth.processes.get(p)).map(|p| p.instance);
+                        truth.checker.credentials(account, at);
+                    }
                 }),
             }
         }
@@ -123,8 +131,8 @@ impl Truth {
             return Answer::Unknown;
         }
         let done = match ask {
-            AskWhatsApp::Acknowledge { connection, messages } => {
-                self.net.acknowledge(account, key(connection), &messages);
+            AskWhatsApp::Acknowledge { connection, mail } => {
+                self.net.acknowledge(account, key(connection), &mail);
                 true
             }
             AskWhatsApp::Close { connection } => {
@@ -160,7 +168,8 @@ impl Truth {
                 let sent =
                     net.ask_history(self.now, account, key, request, &thread, named, count, faults);
                 if sent {
-                    self.checker.phone_asked(self.now, p, account);
+                    let reserved = people::is_reserved(&self.store, account, self.store_time());
+                    self.checker.phone_asked(self.now, p, account, &anchor.id, reserved);
                     self.trace.note(self.now, || Entry::Phone {
                         account,
                         process: p,
@@ -173,12 +182,16 @@ impl Truth {
             AskWhatsApp::Logout => {
                 self.note_disconnected(account);
                 self.net.log_out(self.now, account);
+                self.checker.credentials(account, None);
                 true
             }
             AskWhatsApp::Send { connection, outbox, thread, wa_id } => {
                 let sent = self.net.send(self.now, account, key(connection), &thread, &wa_id);
                 if sent {
-                    self.checker.sent(self.now, p, &outbox, &wa_id);
+                    let doc = OutboxId::parse(outbox.clone()).ok().map(|id| id.path());
+                    let doc = doc.and_then(|path| self.store.document(&path));
+                    let claimed = doc.is_some_and(|doc| doc.str("status") == Some("processing"));
+                    self.checker.sent(self.now, p, &outbox, &wa_id, claimed);
                 }
                 sent
             }
@@ -196,8 +209,13 @@ impl Truth {
         if !self.is_alive(key.process) {
             return None;
         }
+        let now = self.now;
         let record =
-            |message: MessageRef, source| intake::record(&self.net, account, message, source);
+            |mail: Mail| intake::record(&self.net, now, account, mail, SyncSource::Realtime);
+        let told = |mail: &[Mail], lid, source| {
+            let told = |mail: &Mail| intake::told(&self.net, now, account, *mail, lid, source);
+            mail.iter().filter_map(told).collect()
+        };
         Some(match delivery {
             Delivery::Chunk(number) => {
                 let chunk = self.next_chunk;
@@ -207,10 +225,9 @@ impl Truth {
                     .chunk(account, number)
                     .iter()
                     .map(|stretch| {
-                        let messages = intake::messages(*stretch).into_iter();
-                        let records =
-                            messages.filter_map(|m| record(m, SyncSource::HistorySync)).collect();
-                        (stretch.from > 0, records)
+                        let mail = intake::history(&self.net, account, *stretch);
+                        let records = told(&mail, false, SyncSource::HistorySync);
+                        (stretch.from > 0, mail, records)
                     })
                     .collect();
                 Brought::Chunk(chunk, Arc::new(content))
@@ -220,16 +237,14 @@ impl Truth {
                 self.processes[key.process as usize].connections.remove(&(account, key.request));
                 self.net.close(account, key);
                 self.checker.disconnected(self.now, key.process, account);
+                if reason == CloseReason::LoggedOut {
+                    self.checker.credentials(account, None);
+                }
                 Brought::Closed(reason)
             }
-            Delivery::Live(message) => {
-                Brought::Live(message, record(message, SyncSource::Realtime)?)
-            }
-            Delivery::Offline(messages) => Brought::Offline(
-                messages
-                    .iter()
-                    .filter_map(|m| Some((*m, record(*m, SyncSource::Realtime)?)))
-                    .collect(),
+            Delivery::Live(mail) => Brought::Live(mail, record(mail)?),
+            Delivery::Offline(mail) => Brought::Offline(
+                mail.iter().filter_map(|mail| Some((*mail, record(*mail)?))).collect(),
             ),
             Delivery::OfflineEnd(announced) => Brought::OfflineEnd(announced),
             Delivery::Opened => Brought::Opened,
@@ -242,24 +257,30 @@ impl Truth {
                     request,
                     messages: Some(messages),
                 });
+                let mail = intake::history(&self.net, account, page.stretch);
                 Brought::Page {
                     asker: page.asker,
-                    thread: self.net.thread_id(account, page.stretch.thread)?,
+                    thread: self.net.thread_called(account, page.stretch.thread, page.lid)?,
                     more: page.more,
-                    records: intake::messages(page.stretch)
-                        .into_iter()
-                        .filter_map(|m| record(m, SyncSource::Backfill))
-                        .collect(),
+                    records: told(&mail, page.lid, SyncSource::Backfill),
+                    mail,
+                    twins: self.net.twins(self.now, account),
                 }
             }
-            Delivery::Paired => Brought::Paired,
+            Delivery::Paired => {
+                let instance = self.processes[key.process as usize].instance;
+                self.checker.credentials(account, Some(instance));
+                Brought::Paired
+            }
             Delivery::Pairing => Brought::Pairing,
             Delivery::Undecryptable(message) => {
-                let thread = self.net.thread_id(account, message.thread)?;
+                let thread = self.net.home(self.now, account, message)?;
                 let second = self.net.message(account, message)?.second;
+                let mail = Mail::Unreadable(message);
+                let record = record(mail)?;
                 let lost = (thread.clone(), second);
                 self.checker.undecryptable(key.process, account, message, lost);
-                Brought::Undecryptable { thread, second }
+                Brought::Undecryptable { thread, second, mail, record }
             }
         })
     }

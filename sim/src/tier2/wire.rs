@@ -10,6 +10,7 @@ use backfill_core::doc::{DocPath, Query, Write};
 use backfill_core::id::{Epoch, RequestId, ThreadId};
 use backfill_core::incoming::Record;
 use backfill_core::io::{Answer, CloseReason, Command, Hint, Rejection, StoreCall};
+use backfill_core::jid::Twins;
 use backfill_driver::port::{Committed, Found, Snapshot, Store, StoreError};
 use futures_channel::{mpsc, oneshot};
 use futures_util::Stream;
@@ -17,7 +18,7 @@ use madsim::net::Endpoint;
 use smol_str::SmolStr;
 
 use super::World;
-use crate::whatsapp::MessageRef;
+use crate::whatsapp::Mail;
 
 /// Where the store listens.
 pub(super) const STORE: &str = "10.0.0.1:1";
@@ -60,7 +61,7 @@ pub(super) struct ToWhatsApp {
 }
 
 pub(super) enum AskWhatsApp {
-    Acknowledge { connection: u64, messages: Vec<MessageRef> },
+    Acknowledge { connection: u64, mail: Vec<Mail> },
     Close { connection: u64 },
     Connect { connection: u64 },
     History { connection: u64, request: u64, thread: ThreadId, anchor: Anchor, count: u32 },
@@ -87,8 +88,8 @@ pub(super) enum Brought {
     Chunk(u64, Arc<Chunk>),
     ChunkMissing,
     Closed(CloseReason),
-    Live(MessageRef, Record),
-    Offline(Vec<(MessageRef, Record)>),
+    Live(Mail, Record),
+    Offline(Vec<(Mail, Record)>),
     OfflineEnd(u32),
     Opened,
     /// `asker` is the process and the request that the phone answers
@@ -96,18 +97,24 @@ pub(super) enum Brought {
         asker: (u32, u64),
         thread: ThreadId,
         more: bool,
+        mail: Vec<Mail>,
         records: Vec<Record>,
+        twins: Arc<Twins>,
     },
     Paired,
     Pairing,
+    /// What it says, and what of it can be stored
     Undecryptable {
         thread: ThreadId,
         second: i64,
+        mail: Mail,
+        record: Record,
     },
 }
 
-/// A part of the history: conversations, and whether the phone has older messages of them.
-pub(super) type Chunk = Vec<(bool, Vec<Record>)>;
+/// A part of the history: conversations, what the checker knows them by, and whether the phone has
+/// older messages of them.
+pub(super) type Chunk = Vec<(bool, Vec<Mail>, Vec<Record>)>;
 
 /// What somebody waits for.
 pub(super) enum Reply {

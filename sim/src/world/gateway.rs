@@ -8,13 +8,14 @@ use backfill_core::io::{
     Input, Rejection, RunKind,
 };
 
-use super::intake::{Origin, messages};
+use super::intake::{Origin, history};
+use super::people::is_reserved;
 use super::{Ev, State, World};
 use crate::checker::Touched;
 use crate::scenario::{AccountPlan, Kind};
 use crate::trace::Entry;
 use crate::variant::Slip;
-use crate::whatsapp::{ConnKey, Delivery, FOREIGN, MessageRef, Page};
+use crate::whatsapp::{ConnKey, Delivery, FOREIGN, Mail, Page};
 
 /// What the gateway of one process has in hand.
 #[derive(Debug, Default)]
@@ -41,8 +42,8 @@ struct Link {
 
 #[derive(Debug)]
 enum Arrived {
-    Live(MessageRef),
-    Offline(Box<[MessageRef]>),
+    Live(Mail),
+    Offline(Box<[Mail]>),
     OfflineEnd(u32),
 }
 
@@ -125,7 +126,9 @@ impl World {
                 });
                 if sent {
                     self.processes[p as usize].gateway.asked.insert(id.0, run);
-                    self.checker.phone_asked(self.now, p, account);
+                    let now = self.store_clock.store(self.now);
+                    let reserved = is_reserved(&self.store, account, now);
+                    self.checker.phone_asked(self.now, p, account, &anchor.id, reserved);
                     self.trace.note(self.now, || Entry::Phone {
                         account,
                         process: p,
@@ -138,6 +141,9 @@ impl World {
             GatewayCall::Logout => {
                 self.note_disconnected(account);
                 self.net.log_out(self.now, account);
+                if self.scenario.pace.local {
+                    self.credentials(p, account, false);
+                }
                 Answer::Done
             }
             GatewayCall::Parse { chunk, from } => {
@@ -145,7 +151,15 @@ impl World {
                     Some(number) => {
                         return self.parse_conversation(p, account, id, chunk.0, number, from);
                     }
-                    None => Answer::Rejected(Rejection::Invalid),
+                    None => {
+                        let gateway = &self.processes[p as usize].gateway;
+                        if gateway.chunks.contains_key(&(account, chunk.0)) {
+                            self.checker.violate("S12", self.now, || {
+                                format!("process {p} parses a chunk that is not in the spool")
+                            });
+                        }
+                        Answer::Rejected(Rejection::Invalid)
+                    }
                 }
             }
             GatewayCall::Recover => {
@@ -275,6 +289,9 @@ impl World {
             }
             Delivery::ChunkMissing => self.tell(p, account, GatewayEvent::ChunkMissing),
             Delivery::Closed(reason) => {
+                if reason == CloseReason::LoggedOut && self.scenario.pace.local {
+                    self.credentials(p, account, false);
+                }
                 self.close_link(p, account, connection);
                 self.tell(p, account, GatewayEvent::Closed { connection, reason });
             }
@@ -295,13 +312,19 @@ impl World {
                 self.tell(p, account, GatewayEvent::Opened { connection });
             }
             Delivery::Page(page) => self.page(p, account, page),
-            Delivery::Paired => self.tell(p, account, GatewayEvent::Paired { connection }),
+            Delivery::Paired => {
+                if self.scenario.pace.local {
+                    self.credentials(p, account, true);
+                }
+                self.tell(p, account, GatewayEvent::Paired { connection });
+            }
             Delivery::Pairing => {
                 let qr = Some("data:image/png;base64,AA==".into());
                 self.tell(p, account, GatewayEvent::Pairing { connection, qr, code: None });
             }
             Delivery::Undecryptable(message) => {
-                let thread = self.net.thread_id(account, message.thread);
+                link.backlog.push_back(Arrived::Live(Mail::Unreadable(message)));
+                let thread = self.net.home(self.now, account, message);
                 let known = self.net.message(account, message);
                 if let (Some(thread), Some(known)) = (thread, known) {
                     let second = known.second;
@@ -309,6 +332,7 @@ impl World {
                     self.checker.undecryptable(p, account, message, lost);
                     self.tell(p, account, GatewayEvent::Undecryptable { thread, second });
                 }
+                self.pump_link(p, account, key.request);
             }
         }
     }
@@ -331,9 +355,11 @@ impl World {
             request: run.map(|_| request),
             run: run.unwrap_or(RunKind::AutoBackfill),
             thread: page.stretch.thread,
+            lid: page.lid,
             more: page.more,
         };
-        self.begin_job(p, account, origin, messages(page.stretch));
+        let mail = history(&self.net, account, page.stretch);
+        self.begin_job(p, account, origin, mail);
     }
 
     /// Stores what has arrived, in order, one batch at a time.

@@ -7,23 +7,25 @@ use backfill_core::coverage::{Mark, PageEnd};
 use backfill_core::doc::Document;
 use backfill_core::id::{RequestId, ThreadId};
 use backfill_core::incoming::{
-    Content, Incoming, Key, MessageEvent, MessageKind, Record, SyncSource,
+    Author, Content, Incoming, Key, MessageEvent, MessageKind, Record, Status, SyncSource,
 };
 use backfill_core::ingest::{Batch, Facts, MessageMark, Step};
 use backfill_core::io::{
     Answer, ChunkId, GatewayEvent, Ingested, Input, PageFacts, Rejection, RunKind, Source,
     StoreCall, ThreadSpan,
 };
-use backfill_core::jid::Twins;
-use smol_str::format_smolstr;
+use smol_str::{SmolStr, format_smolstr};
 
 use super::store_port::{Dest, JobAnswer};
 use super::{Ev, World};
 use crate::checker::Touched;
+use crate::clock::Real;
 use crate::scenario::AccountPlan;
 use crate::trace::Entry;
 use crate::variant::Slip;
-use crate::whatsapp::{ConnKey, MessageRef, Stretch, WhatsApp, message_text};
+use crate::whatsapp::{
+    ConnKey, Mail, MessageRef, Stretch, What, WhatsApp, edited_text, message_text,
+};
 
 /// A task that stores messages of one account.
 #[derive(Debug)]
@@ -31,7 +33,7 @@ pub(super) struct Job {
     account: u16,
     origin: Origin,
     batch: Batch,
-    messages: Vec<MessageRef>,
+    mail: Vec<Mail>,
     failures: u32,
 }
 
@@ -41,7 +43,7 @@ pub(super) enum Origin {
     /// A conversation of a history chunk, for a request to parse it
     Chunk { parse: RequestId, chunk: u64, number: u32, conversation: u32 },
     /// An answer of the phone; `request` if it is the one that is waited for
-    Page { request: Option<u64>, run: RunKind, thread: u16, more: bool },
+    Page { request: Option<u64>, run: RunKind, thread: u16, lid: bool, more: bool },
     /// Over this connection, live or not
     Realtime { connection: u64 },
 }
@@ -51,33 +53,31 @@ const FAILURES: u32 = 4;
 
 impl World {
     /// Begins to store messages.
-    pub(super) fn begin_job(
-        &mut self,
-        p: u32,
-        account: u16,
-        origin: Origin,
-        messages: Vec<MessageRef>,
-    ) {
+    pub(super) fn begin_job(&mut self, p: u32, account: u16, origin: Origin, mail: Vec<Mail>) {
         let source = match origin {
             Origin::Chunk { .. } => SyncSource::HistorySync,
             Origin::Page { run: RunKind::AutoBackfill, .. } => SyncSource::Backfill,
             Origin::Page { run: RunKind::RecentSync, .. } => SyncSource::RecentSync,
             Origin::Realtime { .. } => SyncSource::Realtime,
         };
-        let records = messages
+        let records = mail
             .iter()
-            .filter_map(|m| record(&self.net, account, *m, source))
+            .filter_map(|mail| match origin {
+                Origin::Realtime { .. } => record(&self.net, self.now, account, *mail, source),
+                Origin::Chunk { .. } => told(&self.net, self.now, account, *mail, false, source),
+                Origin::Page { lid, .. } => told(&self.net, self.now, account, *mail, lid, source),
+            })
             .collect::<Vec<_>>();
         let id = AccountPlan::account(account);
         // What a shell takes for the store's time is near enough for a bound of a day.
         let now = self.store_clock.store(self.now);
-        let batch = Batch::new(&id, records, now, &Arc::new(Twins::default()));
+        let batch = Batch::new(&id, records, now, &self.net.twins(self.now, account));
         if let Origin::Realtime { connection } = origin
             && self.slip == Some(Slip::AckBeforeDurable)
         {
-            self.acknowledge(p, account, connection, &messages);
+            self.acknowledge(p, account, connection, &mail);
         }
-        let job = Job { account, origin, batch, messages, failures: 0 };
+        let job = Job { account, origin, batch, mail, failures: 0 };
         let jobs = &mut self.processes[p as usize].jobs;
         let free = jobs.iter().position(Option::is_none).unwrap_or(jobs.len());
         if free == jobs.len() {
@@ -144,16 +144,21 @@ impl World {
         if history && facts.threads.iter().any(|thread| thread.is_new_thread) {
             self.checker.history_before_thread();
         }
+        if history {
+            self.checker.told(task.account, &task.mail);
+        }
         match task.origin {
             Origin::Realtime { connection } => {
-                self.acknowledge(p, task.account, connection, &task.messages);
+                self.acknowledge(p, task.account, connection, &task.mail);
                 let ingested = ingested(Source::Realtime, &facts, PageEnd::Unstated);
                 self.feed(p, Input::Ingested(id, ingested), Touched::NOTHING);
-                self.realtime_done(p, task.account, connection, Some(task.messages.len()));
+                self.realtime_done(p, task.account, connection, Some(task.mail.len()));
             }
-            Origin::Page { request: Some(request), thread, more, .. } => {
+            Origin::Page { request: Some(request), thread, lid, more, .. } => {
                 self.checker.phone_answered(self.now, p, task.account);
-                let Some(thread) = self.net.thread_id(task.account, thread) else { return };
+                let Some(thread) = self.net.thread_called(task.account, thread, lid) else {
+                    return;
+                };
                 let page = page_facts(thread, &facts, more);
                 let event = GatewayEvent::Page { request: RequestId(request), page };
                 self.feed(p, Input::Gateway(id, event), Touched::NOTHING);
@@ -175,7 +180,7 @@ impl World {
     }
 
     /// Acknowledges durable messages to WhatsApp, which only the owner may.
-    fn acknowledge(&mut self, p: u32, account: u16, connection: u64, messages: &[MessageRef]) {
+    fn acknowledge(&mut self, p: u32, account: u16, connection: u64, mail: &[Mail]) {
         let process = &self.processes[p as usize];
         let mono = self.hosts[process.host].clock.mono(self.now);
         let belief = process.core.belief(&AccountPlan::account(account));
@@ -183,9 +188,9 @@ impl World {
             return;
         }
         let key = ConnKey { process: p, request: connection };
-        self.checker.acknowledged(self.now, p, account, messages);
-        self.net.acknowledge(account, key, messages);
-        let messages = messages.len() as u32;
+        self.checker.acknowledged(self.now, p, account, mail);
+        self.net.acknowledge(account, key, mail);
+        let messages = mail.len() as u32;
         self.trace.note(self.now, || Entry::Acknowledged { process: p, account, messages });
     }
 
@@ -193,8 +198,8 @@ impl World {
         let Some(task) = self.take_job(p, job) else { return };
         match task.origin {
             Origin::Realtime { connection } if self.slip == Some(Slip::FailedWriteOnlyLogged) => {
-                self.acknowledge(p, task.account, connection, &task.messages);
-                self.realtime_done(p, task.account, connection, Some(task.messages.len()));
+                self.acknowledge(p, task.account, connection, &task.mail);
+                self.realtime_done(p, task.account, connection, Some(task.mail.len()));
             }
             Origin::Realtime { connection } => {
                 let id = AccountPlan::account(task.account);
@@ -231,32 +236,93 @@ impl World {
             return;
         };
         let origin = Origin::Chunk { parse, chunk, number, conversation };
-        self.begin_job(p, account, origin, messages(stretch));
+        let mail = history(&self.net, account, stretch);
+        self.begin_job(p, account, origin, mail);
     }
 }
 
-/// A message as a gateway hands it in.
+/// Something that came over a connection, as a gateway hands it in.
 pub(crate) fn record(
     net: &WhatsApp,
+    now: Real,
     account: u16,
-    message: MessageRef,
+    mail: Mail,
     source: SyncSource,
 ) -> Option<Record> {
-    let known = net.message(account, message)?;
-    let (jid, _) = net.jids(account, message.thread)?;
-    let group = net.is_group(account, message.thread);
-    let participant = (group && !known.from_me)
-        .then(|| format_smolstr!("4079900{:03}@s.whatsapp.net", known.sender));
-    let content = Content {
-        kind: MessageKind::Text,
-        body: message_text(account, message),
-        ..Content::default()
+    let lid = net.comes_by_lid(now, account, about(net, account, mail)?);
+    handed_in(net, account, mail, lid, source)
+}
+
+/// Part of an answer that was asked for under one of the conversation's addresses, as a gateway
+/// hands it in.
+pub(crate) fn told(
+    net: &WhatsApp,
+    now: Real,
+    account: u16,
+    mail: Mail,
+    lid: bool,
+    source: SyncSource,
+) -> Option<Record> {
+    let lid = net.answers_by_lid(now, account, about(net, account, mail)?.thread, lid);
+    handed_in(net, account, mail, lid, source)
+}
+
+/// The message that something is, or is about.
+fn about(net: &WhatsApp, account: u16, mail: Mail) -> Option<MessageRef> {
+    match mail {
+        Mail::Happening(n) => net.happenings(account).get(n as usize).map(|h| h.about),
+        Mail::Message(message) | Mail::Unreadable(message) => Some(message),
+    }
+}
+
+fn handed_in(
+    net: &WhatsApp,
+    account: u16,
+    mail: Mail,
+    lid: bool,
+    source: SyncSource,
+) -> Option<Record> {
+    let text = |body| {
+        MessageEvent::Content(Content { kind: MessageKind::Text, body, ..Content::default() })
     };
+    let message = about(net, account, mail)?;
+    let happening = match mail {
+        Mail::Happening(n) => Some((n, *net.happenings(account).get(n as usize)?)),
+        Mail::Message(_) | Mail::Unreadable(_) => None,
+    };
+    let known = net.message(account, message)?;
+    let jid = net.jid(account, message.thread, lid)?;
+    let group = net.is_group(account, message.thread);
+    let participant: Option<SmolStr> = (group && !known.from_me)
+        .then(|| format_smolstr!("4079900{:03}@s.whatsapp.net", known.sender));
+    let sender = || match known.from_me {
+        true => Author::Me,
+        false => Author::Person(participant.clone().unwrap_or_else(|| jid.clone())),
+    };
+    let event = match (mail, happening) {
+        (Mail::Unreadable(_), _) => MessageEvent::Undecryptable { sender_name: None },
+        (_, None) => text(message_text(account, message)),
+        (_, Some((n, happening))) => match happening.what {
+            What::Delivered => MessageEvent::Receipt(Status::Delivered),
+            What::Edited => MessageEvent::Edit {
+                by: sender(),
+                body: edited_text(account, message, n),
+                at_ms: happening.at_ms,
+            },
+            What::Reacted { back } => {
+                let emoji = if back { SmolStr::default() } else { format_smolstr!("+{n}") };
+                MessageEvent::Reaction { by: Author::Me, emoji, at_ms: happening.at_ms }
+            }
+            What::Read => MessageEvent::Receipt(Status::Read),
+            What::Revoked => MessageEvent::Revoke { by: sender() },
+        },
+    };
+    let timestamp = happening.map_or(known.second, |(_, happening)| happening.at_ms / 1_000);
     Some(Record::Message(Incoming {
         key: Key { id: known.id, remote_jid: jid, from_me: known.from_me, participant },
-        timestamp: known.second,
+        timestamp,
         source,
-        event: MessageEvent::Content(content),
+        event,
     }))
 }
 
@@ -264,14 +330,22 @@ pub(crate) fn record(
 fn forget_summary(doc: &mut Arc<Document>) {
     let path = doc.path.as_str();
     if path.starts_with("threads/") && path.matches('/').count() == 1 {
-        Arc::make_mut(doc).fields.retain(|name, _| !name.starts_with("lastMessage"));
+        Arc::make_mut(doc)
+            .fields
+            .retain(|name, _| !name.starts_with("lastMessage") && name != "ingest");
     }
 }
 
-/// The messages of a stretch, oldest first.
-pub(crate) fn messages(stretch: Stretch) -> Vec<MessageRef> {
+/// What a phone tells of a stretch: the messages, oldest first, each followed by what became of it.
+pub(crate) fn history(net: &WhatsApp, account: u16, stretch: Stretch) -> Vec<Mail> {
     let thread = stretch.thread;
-    (stretch.from..stretch.to).map(|index| MessageRef { thread, index }).collect()
+    let mut mail = Vec::with_capacity((stretch.to - stretch.from) as usize);
+    for index in stretch.from..stretch.to {
+        let message = MessageRef { thread, index };
+        mail.push(Mail::Message(message));
+        mail.extend(net.happened_to(account, message).iter().map(|n| Mail::Happening(*n)));
+    }
+    mail
 }
 
 pub(crate) const fn page_end(more: bool) -> PageEnd {

@@ -1,17 +1,25 @@
 //! A Node instance beside ours, as rule 15 of the coordination rules sees it: it knows the compat
-//! lock and account leases by its own wall clock, no epochs, and deletes on release.
+//! lock and account leases by its own wall clock, no epochs, and deletes on release. One that serves
+//! also connects the accounts and runs backfills, one at a time, under the accounts' lease fields.
 
 use backfill_core::doc::{DocPath, Document, FieldOp, Precondition, Value, Write};
+use backfill_core::time::StoreTime;
 
 use super::{Ev, World};
+use crate::checker::Checker;
 use crate::clock::Real;
-use crate::scenario::NodePlan;
+use crate::faults::FaultPlan;
+use crate::scenario::{AccountPlan, NodePlan};
+use crate::whatsapp::{ConnKey, WhatsApp};
 
 /// What the Node instance knows.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Node {
     active: bool,
     over: bool,
+    /// The account whose backfill it runs
+    runs: Option<u16>,
+    turns: u16,
 }
 
 /// What it does next.
@@ -21,8 +29,22 @@ pub(crate) enum Step {
     Look,
 }
 
-const LABEL: &str = "node-1";
+/// What it wants done.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wants {
+    pub(crate) writes: Vec<Write>,
+    /// After how many milliseconds it looks again
+    pub(crate) again: Option<u64>,
+    /// It is to have every account's connection, or none
+    pub(crate) connected: bool,
+}
+
+/// Names its connections, which are those of no process of ours.
+pub(crate) const NODE: u32 = u32::MAX - 1;
+/// What it calls itself.
+pub(crate) const LABEL: &str = "node-1";
 const LEASE_MS: i64 = 90_000;
+const RUN_LEASE: std::time::Duration = std::time::Duration::from_secs(900);
 const ACTIVE_LOOK_MS: u64 = 30_000;
 const PASSIVE_LOOK_MS: u64 = 15_000;
 
@@ -37,37 +59,68 @@ impl World {
     pub(super) fn node_step(&mut self, step: Step) {
         let Some(plan) = self.scenario.node.clone() else { return };
         let doc = self.store.document(&lock_path()).cloned();
-        let (write, wait) = self.node.step(&plan, self.now, step, doc.as_deref());
-        if let Some(write) = write {
+        let accounts: Vec<u16> = self.scenario.accounts.iter().map(|a| a.id).collect();
+        let shown = |account: u16| self.store.document(&AccountPlan::account(account).path());
+        let wants = self.node.step(&plan, self.now, step, doc.as_deref(), &accounts, shown);
+        if !wants.writes.is_empty() {
             // Read and written in one transaction: nothing comes between.
-            self.commit(None, None, false, &[write]).expect("nothing is required");
+            self.commit(None, None, false, &wants.writes).expect("nothing is required");
         }
-        if let Some(wait) = wait {
+        if plan.serves {
+            for account in accounts {
+                let net = (&mut self.net, &mut self.faults, &mut self.checker);
+                connect(net, self.now, account, wants.connected);
+            }
+        }
+        if let Some(wait) = wants.again {
             self.queue.push(self.now.after(wait), Ev::Node(Step::Look));
         }
     }
 }
 
+/// Sees to it that the Node instance has an account's connection, or has it not.
+pub(crate) fn connect(
+    (net, faults, checker): (&mut WhatsApp, &mut FaultPlan, &mut Checker),
+    now: Real,
+    account: u16,
+    wanted: bool,
+) {
+    let key = ConnKey { process: NODE, request: 0 };
+    let has = net.is_current(account, key);
+    if has && !wanted {
+        net.close(account, key);
+    } else if wanted && !has && net.is_linked(account) {
+        let before = net.connection(account).map(|old| old.process);
+        if !net.open(now, account, key, u8::MAX, faults).unreachable {
+            checker.foreign_connected(now, account, before);
+        }
+    }
+}
+
 impl Node {
-    /// What it writes, having read the compat lock, and after how long it looks again.
-    pub(crate) fn step(
+    /// What it does, having read the compat lock. `shown` is the document of an account.
+    pub(crate) fn step<'a>(
         &mut self,
         plan: &NodePlan,
         now: Real,
         step: Step,
         doc: Option<&Document>,
-    ) -> (Option<Write>, Option<u64>) {
+        accounts: &[u16],
+        shown: impl Fn(u16) -> Option<&'a std::sync::Arc<Document>>,
+    ) -> Wants {
         if self.over {
-            return (None, None);
+            return Wants::default();
         }
+        let wall = now.second() * 1_000 + (now.0 % 1_000) as i64 + plan.wall_offset;
         match step {
             Step::Look => {
-                let wall = now.second() * 1_000 + (now.0 % 1_000) as i64 + plan.wall_offset;
                 let holder = doc.and_then(|doc| doc.str("holderInstanceId"));
                 let until = doc.and_then(|doc| doc.int("leaseUntil")).unwrap_or(0);
                 self.active = holder.is_none() || holder == Some(LABEL) || until <= wall;
                 if !self.active {
-                    return (None, Some(PASSIVE_LOOK_MS));
+                    // Whoever has the lock now has the accounts too.
+                    self.runs = None;
+                    return Wants { again: Some(PASSIVE_LOOK_MS), ..Wants::default() };
                 }
                 let previous = holder.map(smol_str::SmolStr::new);
                 let fields = vec![
@@ -77,17 +130,71 @@ impl Node {
                     ("updatedAt".into(), FieldOp::ServerTime),
                     ("previousHolder".into(), Value::from(previous).into()),
                 ];
-                let write = Write::merge(lock_path(), Precondition::Any, fields);
-                (Some(write), Some(ACTIVE_LOOK_MS))
+                let mut writes = vec![Write::merge(lock_path(), Precondition::Any, fields)];
+                if plan.serves {
+                    writes.extend(self.turn(wall, accounts, shown));
+                }
+                Wants { writes, again: Some(ACTIVE_LOOK_MS), connected: true }
             }
             Step::End => {
                 self.over = true;
                 let held = std::mem::take(&mut self.active);
-                let leaves = held && !plan.crash;
-                (leaves.then(|| Write::delete(lock_path(), Precondition::Any)), None)
+                let mut writes = Vec::new();
+                if held && !plan.crash {
+                    writes.push(Write::delete(lock_path(), Precondition::Any));
+                    writes.extend(self.runs.take().map(run_ended));
+                }
+                Wants { writes, ..Wants::default() }
             }
         }
     }
+
+    /// Ends the run under way, or begins one, of an account whose lease is free as it sees it.
+    fn turn<'a>(
+        &mut self,
+        wall: i64,
+        accounts: &[u16],
+        shown: impl Fn(u16) -> Option<&'a std::sync::Arc<Document>>,
+    ) -> Option<Write> {
+        if let Some(account) = self.runs.take() {
+            return Some(run_ended(account));
+        }
+        self.turns = self.turns.wrapping_add(1);
+        let account = *accounts.get(usize::from(self.turns) % accounts.len().max(1))?;
+        let now = StoreTime::from_millis(wall);
+        let until = shown(account)?.time("autoBackfillLeaseUntil");
+        if until.is_some_and(|until| until > now) {
+            return None;
+        }
+        self.runs = Some(account);
+        let status = Value::map([
+            ("running", Value::from(true)),
+            ("startedAt", now.into()),
+            ("trigger", "periodic".into()),
+            ("holder", LABEL.into()),
+        ]);
+        let fields = vec![
+            ("autoBackfillLeaseUntil".into(), (now + RUN_LEASE).into()),
+            ("autoBackfillLeaseHolder".into(), Value::from(LABEL).into()),
+            ("autoBackfillLeaseAcquiredAt".into(), FieldOp::ServerTime),
+            ("lastAutoBackfillAttemptAt".into(), FieldOp::ServerTime),
+            ("lastAutoBackfillStatus".into(), status.into()),
+        ];
+        Some(Write::merge(AccountPlan::account(account).path(), Precondition::Any, fields))
+    }
+}
+
+fn run_ended(account: u16) -> Write {
+    let status = Value::map([("ok", Value::from(true)), ("running", Value::from(false))]);
+    let fields = vec![
+        ("autoBackfillLeaseUntil".into(), Value::Null.into()),
+        ("autoBackfillLeaseHolder".into(), Value::Null.into()),
+        ("autoBackfillLeaseAcquiredAt".into(), Value::Null.into()),
+        ("lastAutoBackfillAt".into(), FieldOp::ServerTime),
+        ("lastAutoBackfillSuccessAt".into(), FieldOp::ServerTime),
+        ("lastAutoBackfillStatus".into(), status.into()),
+    ];
+    Write::merge(AccountPlan::account(account).path(), Precondition::Any, fields)
 }
 
 pub(crate) fn lock_path() -> DocPath {

@@ -1,5 +1,7 @@
 //! People: who set the accounts up, and who sends from the inbox.
 
+use std::time::Duration;
+
 use backfill_core::doc::{DocPath, FieldOp, Precondition, Value, Write};
 use backfill_core::id::{OutboxId, ThreadId};
 use backfill_core::io::Answer;
@@ -10,6 +12,7 @@ use super::gateway::done_or_unavailable;
 use super::{Ev, World};
 use crate::chance::Chance;
 use crate::scenario::AccountPlan;
+use crate::store::SimStore;
 use crate::whatsapp::WhatsApp;
 
 impl World {
@@ -55,21 +58,30 @@ impl World {
         outbox: &OutboxId,
         wa_id: &SmolStr,
     ) -> Answer {
-        let thread = self
-            .store
-            .document(&outbox.path())
-            .and_then(|doc| ThreadId::parse(doc.str("threadId")?).ok());
+        let doc = self.store.document(&outbox.path());
+        let claimed = doc.is_some_and(|doc| doc.str("status") == Some("processing"));
+        let thread = doc.and_then(|doc| ThreadId::parse(doc.str("threadId")?).ok());
         let Some(thread) = thread else {
             return Answer::Rejected(backfill_core::io::Rejection::Invalid);
         };
         let Some(key) = self.connection_of(p, account) else { return done_or_unavailable(false) };
         let sent = self.net.send(self.now, account, key, &thread, wa_id);
         if sent {
-            self.checker.sent(self.now, p, &outbox.text(), wa_id);
+            self.checker.sent(self.now, p, &outbox.text(), wa_id, claimed);
         }
         done_or_unavailable(sent)
     }
 }
+
+/// Whether the store knows of a request to an account's phone that was announced a moment ago.
+pub(crate) fn is_reserved(store: &SimStore, account: u16, now: StoreTime) -> bool {
+    let doc = store.document(&AccountPlan::account(account).sync_path());
+    let asked = doc.and_then(|doc| doc.time("askedAt"));
+    asked.is_some_and(|asked| now.since(asked) <= RESERVED)
+}
+
+/// A request leaves within the send window after its reservation; a little more for the ways.
+const RESERVED: Duration = Duration::from_secs(12);
 
 /// An account as somebody has added it.
 pub(crate) fn new_account(number: u16, linked: bool) -> Write {

@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use backfill_core::doc::{Document, Precondition, Write, WriteOp};
+use backfill_core::doc::{Document, FieldOp, Precondition, Value, Write, WriteOp};
 use backfill_core::id::{Epoch, RequestId};
 use backfill_core::io::{Answer, Hint, Rejection, StoreCall, StoreRequest};
 use backfill_core::time::StoreTime;
 use backfill_driver::port::StoreError;
 
 use super::{Ev, NOBODY, State, World};
-use crate::checker::{Applied, Touched};
+use crate::checker::{Applied, Touched, says_running};
 use crate::scenario::Kind;
 use crate::trace::Entry;
 use crate::variant::Slip;
@@ -65,7 +65,10 @@ enum Fate {
 }
 
 impl World {
-    pub(super) fn send_for_core(&mut self, p: u32, request: StoreRequest) {
+    pub(super) fn send_for_core(&mut self, p: u32, mut request: StoreRequest) {
+        if let StoreCall::Commit(writes) = &mut request.call {
+            self.loosen(writes);
+        }
         let process = &self.processes[p as usize];
         let mono = self.hosts[process.host].clock.mono(self.now);
         if mono > request.not_after && self.slip != Some(Slip::NotAfterUnchecked) {
@@ -82,9 +85,33 @@ impl World {
         self.send(p, Dest::Core(request.id, touched), request.call, epoch);
     }
 
+    /// Takes away what a commit depends on, as a wrong shell would.
+    fn loosen(&self, writes: &mut Vec<Write>) {
+        let path = |write: &Write, end: &str| write.path.as_str().ends_with(end);
+        let fenced = match self.slip {
+            Some(Slip::LateRunningAfterOk) if writes.iter().any(says_running) => true,
+            Some(Slip::RunStateUnfenced)
+                if writes.iter().any(|write| {
+                    path(write, "/leases/autoBackfill") || path(write, "/leases/recentSync")
+                }) =>
+            {
+                false
+            }
+            Some(Slip::UnconditionalRelease) if writes.iter().any(gives_back) => false,
+            _ => return,
+        };
+        if !fenced {
+            writes.retain(|write| write.op != WriteOp::Verify);
+        }
+        for write in writes.iter_mut().filter(|write| write.op != WriteOp::Verify) {
+            write.precondition = Precondition::Any;
+        }
+    }
+
     /// Sends a request to the store; its answer will be an event.
     pub(super) fn send(&mut self, p: u32, dest: Dest, call: StoreCall, epoch: Option<Epoch>) {
         let is_commit = matches!(call, StoreCall::Commit(_));
+        *self.census.entry(kind_of(dest, &call)).or_default() += 1;
         if self.trace.is_recording()
             && let StoreCall::Get(paths) = &call
         {
@@ -93,7 +120,11 @@ impl World {
         }
         let (fate, delay) = self.fate(p, is_commit);
         let process = &mut self.processes[p as usize];
-        process.stop_disturbed |= !matches!(fate, Fate::Usual) || delay > 500;
+        if !matches!(fate, Fate::Usual) || delay > 500 {
+            process.stop_disturbed = true;
+            self.checker.disturbed(self.now, p);
+        }
+        let process = &mut self.processes[p as usize];
         let policy = &self.hosts[process.host].policy;
         let timeout = if is_commit { policy.write_timeout } else { policy.read_timeout };
         let timeout = timeout.as_millis() as u64;
@@ -351,6 +382,42 @@ impl World {
         };
         let position = writes.iter().filter(|w| w.op != WriteOp::Verify).find_map(about)?;
         self.checker.epoch_of(p, position)
+    }
+}
+
+/// Whether a write frees an account.
+fn gives_back(write: &Write) -> bool {
+    let WriteOp::Merge(fields) = &write.op else { return false };
+    write.path.as_str().ends_with("/leases/connection")
+        && fields
+            .iter()
+            .any(|(field, op)| field.as_str() == "owner" && *op == FieldOp::Set(Value::Null))
+}
+
+/// What a request to the store is for, for the census.
+fn kind_of(dest: Dest, call: &StoreCall) -> &'static str {
+    if let Dest::Job(_) = dest {
+        return match call {
+            StoreCall::Commit(_) => "ingest: commits",
+            StoreCall::Get(_) | StoreCall::Query(_) => "ingest: reads",
+        };
+    }
+    match call {
+        StoreCall::Commit(writes) => match writes.first().map(|write| write.path.as_str()) {
+            Some(path) if path.starts_with("instances/") => "core: session commits",
+            Some(path) if path.ends_with("/sync/state") => "core: account commits",
+            _ => "core: other commits",
+        },
+        StoreCall::Get(paths) => match paths.first().map(|path| path.as_str()) {
+            Some("coordination/lock") => "core: reads of the lock",
+            _ => "core: other reads",
+        },
+        StoreCall::Query(query) => match query.collection.as_str() {
+            "instances" => "core: queries of sessions",
+            "outbox" => "core: queries of the outbox",
+            "accounts" => "core: queries of accounts",
+            _ => "core: other queries",
+        },
     }
 }
 
