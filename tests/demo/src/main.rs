@@ -1,5 +1,7 @@
 //! The demo: three phones, two instances, one SQLite file; linked, filled, killed, taken over.
 
+#![expect(clippy::disallowed_methods, reason = "people wait in real time")]
+
 mod story;
 
 use std::process::ExitCode;
