@@ -25,6 +25,8 @@ pub(crate) struct Record {
     pub(crate) last_message: Option<i64>,
     /// The status says that a run is under way
     pub(crate) running: bool,
+    /// How many history chunks were stored
+    pub(crate) history_syncs: u64,
     auto_lease: MirrorLease,
     recent_lease: MirrorLease,
 }
@@ -55,6 +57,7 @@ impl Record {
             last_auto_attempt_at: doc.time(LAST_AUTO_BACKFILL_ATTEMPT_AT.as_str()),
             last_message: doc.time(LAST_REALTIME_MESSAGE_AT.as_str()).map(StoreTime::as_secs),
             running: within("running").and_then(Value::as_bool) == Some(true),
+            history_syncs: doc.count(HISTORY_SYNC_COUNT.as_str()).unwrap_or(0),
             auto_lease: lease(&AUTO_LEASE),
             recent_lease: lease(&RECENT_LEASE),
         }
@@ -328,6 +331,7 @@ const DISCONNECTED_SINCE: FieldPath = FieldPath::new("disconnectedSince");
 const DISCONNECT_SUSPECT: FieldPath = FieldPath::new("disconnectSuspect");
 pub(crate) const GAPS: FieldPath = FieldPath::new("gaps");
 const GAP_SEQ: FieldPath = FieldPath::new("gapSeq");
+pub(crate) const HISTORY_SYNC_COUNT: FieldPath = FieldPath::new("historySyncCount");
 pub(crate) const LAST_AUTO_BACKFILL_AT: FieldPath = FieldPath::new("lastAutoBackfillAt");
 pub(crate) const LAST_AUTO_BACKFILL_ATTEMPT_AT: FieldPath =
     FieldPath::new("lastAutoBackfillAttemptAt");
@@ -339,6 +343,8 @@ pub(crate) const LAST_BACKFILL_RESULT: FieldPath = FieldPath::new("lastBackfillR
 pub(crate) const LAST_DISCONNECTED_AT: FieldPath = FieldPath::new("lastDisconnectedAt");
 pub(crate) const LAST_DISCONNECT_REASON: FieldPath = FieldPath::new("lastDisconnectReason");
 pub(crate) const LAST_ERROR: FieldPath = FieldPath::new("lastError");
+pub(crate) const LAST_HISTORY_SYNC_AT: FieldPath = FieldPath::new("lastHistorySyncAt");
+pub(crate) const LAST_HISTORY_SYNC_RESULT: FieldPath = FieldPath::new("lastHistorySyncResult");
 pub(crate) const LAST_REALTIME_ERROR: FieldPath = FieldPath::new("lastRealtimeError");
 pub(crate) const LAST_REALTIME_INGEST_AT: FieldPath = FieldPath::new("lastRealtimeIngestAt");
 pub(crate) const LAST_REALTIME_MESSAGE_AT: FieldPath = FieldPath::new("lastRealtimeMessageAt");

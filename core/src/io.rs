@@ -143,8 +143,20 @@ pub enum GatewayEvent {
         /// It lies in the spool already, left over from an earlier owner or process
         spooled: bool,
     },
-    /// A history chunk was announced but could not be fetched
-    ChunkMissing,
+    /// A history chunk was announced and will not arrive. Reported anew with every
+    /// [`GatewayCall::Recover`] until [`GatewayCall::Unspool`] says that it is noted
+    ChunkMissing {
+        /// Names the chunk within the account
+        chunk: ChunkId,
+    },
+    /// All of a history chunk was read, and what is to be stored of it is durable. Reported before
+    /// [`GatewayCall::Parse`] is answered
+    ChunkStored {
+        /// Which chunk
+        chunk: ChunkId,
+        /// What came of it
+        counts: ChunkCounts,
+    },
     /// The connection is closed; nothing of it will act any more
     Closed {
         /// Which connection
@@ -204,6 +216,19 @@ pub enum GatewayEvent {
 /// Names a history chunk within its account, in order of arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChunkId(pub u64);
+
+/// What came of the messages of a history chunk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChunkCounts {
+    /// Messages that were not stored before
+    pub saved: u32,
+    /// Messages that were stored already, or are not to be stored in a dry run
+    pub skipped: u32,
+    /// What could not be stored and never can
+    pub errors: u32,
+    /// Nothing was to be stored
+    pub dry_run: bool,
+}
 
 /// Why a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -57,6 +57,11 @@ impl Link {
         matches!(self.state, LinkState::Open(_))
     }
 
+    /// How long the connection has been open; nothing if it is not.
+    pub(crate) fn open_for(&self, now: Mono) -> Duration {
+        self.opened_at.map_or(Duration::ZERO, |at| now.since(at))
+    }
+
     pub(crate) fn opened(&mut self, host: &Host, connection: RequestId) {
         self.state = LinkState::Open(connection);
         self.opened_at = Some(host.now);

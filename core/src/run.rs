@@ -589,6 +589,8 @@ impl Tenure {
         self.account_version = account.map(|doc| doc.version);
         let mut fresh = Record::parse(account);
         fresh.status = std::mem::take(&mut self.record.status);
+        // Its write may be on its way.
+        fresh.history_syncs = fresh.history_syncs.max(self.record.history_syncs);
         let lease = RunLease::parse(lease);
         let foreign = fresh.held_by_foreign(kind, read_time, lease_term(host, kind));
         self.leases.insert(kind, lease);

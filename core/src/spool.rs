@@ -1,17 +1,18 @@
 //! History chunks on their way in: made durable first, then parsed, then forgotten.
 //!
 //! One chunk per account is parsed at a time. Where a parse has come to is persisted, so that a
-//! crash costs little; ingest is idempotent, so that it costs nothing else.
+//! crash costs little; ingest is idempotent, so that it costs nothing else. A chunk that was
+//! announced and lost becomes a gap before it is forgotten.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::account;
 use crate::bug::Bug;
-use crate::doc::{DocPath, Value};
+use crate::doc::{DocPath, FieldOp, Value};
 use crate::host::{AccountRoute, AccountTimer, Host, Route};
 use crate::id::{RequestId, ThreadId};
-use crate::io::{Answer, ChunkId, GatewayCall, Ingested, Lane, ThreadSpan};
+use crate::io::{Answer, ChunkCounts, ChunkId, GatewayCall, Ingested, Lane, ThreadSpan};
 use crate::ledger::Purpose;
 use crate::tenure::{Covered, Tenure};
 
@@ -23,6 +24,8 @@ pub(crate) struct Spool {
     /// What the chunk under way brought, and is not noted in coverage yet
     spans: Vec<ThreadSpan>,
     noting: Vec<ThreadSpan>,
+    /// The chunk whose counts are on the account
+    counted: Option<ChunkId>,
     /// Per chunk, the answer it waits for
     awaits: BTreeMap<ChunkId, RequestId>,
 }
@@ -31,6 +34,10 @@ pub(crate) struct Spool {
 enum ChunkState {
     /// In memory only
     Arrived,
+    /// Lost; the gap is being written
+    Missing,
+    /// What is to be remembered of it is durable
+    Noted,
     /// Parsed; coverage is being read and written
     Noting,
     Parsing,
@@ -44,15 +51,18 @@ impl Spool {
         self.chunks.is_empty()
     }
 
+    pub(crate) fn is_missing(&self, chunk: ChunkId) -> bool {
+        self.chunks.get(&chunk) == Some(&ChunkState::Missing)
+    }
+
     /// A step failed: it is tried again with the next pump.
     pub(crate) fn interrupted(&mut self, chunk: ChunkId) {
         let Some(state) = self.chunks.get_mut(&chunk) else { return };
         *state = match *state {
             ChunkState::Arrived | ChunkState::Spooling => ChunkState::Arrived,
-            ChunkState::Noting
-            | ChunkState::Parsing
-            | ChunkState::Spooled
-            | ChunkState::Unspooling => {
+            ChunkState::Missing => ChunkState::Missing,
+            ChunkState::Noted | ChunkState::Unspooling => ChunkState::Noted,
+            ChunkState::Noting | ChunkState::Parsing | ChunkState::Spooled => {
                 self.spans.clear();
                 self.noting.clear();
                 ChunkState::Spooled
@@ -61,12 +71,12 @@ impl Spool {
     }
 
     fn active(&self) -> Option<ChunkId> {
-        self.chunks
-            .iter()
-            .find(|(_, state)| {
-                matches!(state, ChunkState::Noting | ChunkState::Parsing | ChunkState::Unspooling)
-            })
-            .map(|(chunk, _)| *chunk)
+        let active = [ChunkState::Noting, ChunkState::Parsing, ChunkState::Unspooling];
+        active.into_iter().find_map(|state| self.first(state))
+    }
+
+    fn first(&self, wanted: ChunkState) -> Option<ChunkId> {
+        self.chunks.iter().find(|(_, state)| **state == wanted).map(|(chunk, _)| *chunk)
     }
 }
 
@@ -81,6 +91,19 @@ impl Tenure {
         self.pump_spool(host);
     }
 
+    /// What a chunk would have brought is missing. Before the account is ready the report is
+    /// passed over: it comes again.
+    pub(crate) fn on_chunk_missing(&mut self, host: &mut Host, chunk: ChunkId) {
+        if !self.is_ready() || self.spool.chunks.contains_key(&chunk) {
+            return;
+        }
+        self.spool.chunks.insert(chunk, ChunkState::Missing);
+        host.incident(Some(&self.id), "history_chunk_missing");
+        self.suspect_history(host);
+        self.unfilled = true;
+        self.ledger.push(Purpose::Chunk(chunk));
+    }
+
     /// Part of a chunk became durable.
     pub(crate) fn on_chunk_progress(&mut self, chunk: ChunkId, cursor: u32, ingested: &Ingested) {
         if self.spool.chunks.get(&chunk) == Some(&ChunkState::Parsing) {
@@ -93,6 +116,28 @@ impl Tenure {
             ]);
             self.ledger.push(Purpose::Patch);
         }
+    }
+
+    /// All of a chunk is durable; what came of it rides on the commit that notes what it brought.
+    pub(crate) fn on_chunk_stored(&mut self, chunk: ChunkId, counts: ChunkCounts) {
+        // A chunk that has to be read once more was counted before.
+        let parsing = self.spool.chunks.get(&chunk) == Some(&ChunkState::Parsing);
+        if !parsing || self.spool.counted.replace(chunk) == Some(chunk) {
+            return;
+        }
+        let ChunkCounts { saved, skipped, errors, dry_run } = counts;
+        let total = saved.saturating_add(skipped).saturating_add(errors);
+        let result = Value::map([
+            ("saved", Value::from(saved)),
+            ("skipped", skipped.into()),
+            ("errors", errors.into()),
+            ("total", total.into()),
+            ("dryRun", dry_run.into()),
+        ]);
+        self.record.history_syncs = self.record.history_syncs.saturating_add(1);
+        self.ledger.set_account(account::HISTORY_SYNC_COUNT, self.record.history_syncs);
+        self.ledger.set_account(account::LAST_HISTORY_SYNC_AT, FieldOp::ServerTime);
+        self.ledger.set_account(account::LAST_HISTORY_SYNC_RESULT, result);
     }
 
     pub(crate) fn pump_spool(&mut self, host: &mut Host) {
@@ -110,14 +155,13 @@ impl Tenure {
             self.spool.chunks.insert(chunk, ChunkState::Spooling);
             self.call_spool(host, chunk, GatewayCall::Spool { chunk });
         }
-        if self.spool.active().is_none()
-            && let Some(chunk) = self
-                .spool
-                .chunks
-                .iter()
-                .find(|(_, state)| **state == ChunkState::Spooled)
-                .map(|(chunk, _)| *chunk)
-        {
+        if self.spool.active().is_some() {
+            return;
+        }
+        if let Some(chunk) = self.spool.first(ChunkState::Noted) {
+            self.spool.chunks.insert(chunk, ChunkState::Unspooling);
+            self.call_spool(host, chunk, GatewayCall::Unspool { chunk });
+        } else if let Some(chunk) = self.spool.first(ChunkState::Spooled) {
             let from = self.sync.cursor.filter(|(at, _)| *at == chunk.0).map_or(0, |(_, n)| n);
             self.spool.chunks.insert(chunk, ChunkState::Parsing);
             self.call_spool(host, chunk, GatewayCall::Parse { chunk, from });
@@ -181,17 +225,21 @@ impl Tenure {
         self.pump_spool(host);
     }
 
-    /// What a chunk brought is noted; the chunk is not needed any more.
+    /// What a chunk brought, or that it is missing, is noted; it is not needed any more.
     pub(crate) fn on_chunk_covered(&mut self, host: &mut Host, chunk: ChunkId) {
-        if self.spool.chunks.get(&chunk) != Some(&ChunkState::Noting) || !self.is_ready() {
+        if !self.is_ready() {
             // Who leaves lets the chunk lie for the next owner.
             return;
         }
-        if self.spool.spans.is_empty() {
-            self.spool.chunks.insert(chunk, ChunkState::Unspooling);
-            self.call_spool(host, chunk, GatewayCall::Unspool { chunk });
-        } else {
-            self.note_spans(host, chunk);
+        match self.spool.chunks.get(&chunk) {
+            Some(ChunkState::Noting) if !self.spool.spans.is_empty() => {
+                self.note_spans(host, chunk);
+            }
+            Some(ChunkState::Missing | ChunkState::Noting) => {
+                self.spool.chunks.insert(chunk, ChunkState::Noted);
+                self.pump_spool(host);
+            }
+            _ => {}
         }
     }
 

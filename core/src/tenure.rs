@@ -64,7 +64,7 @@ pub(crate) struct Tenure {
     /// No connection before this
     not_before: Mono,
     drained: bool,
-    /// History has come that no backfill has looked at
+    /// History has come, or was lost, that no backfill has looked at
     pub(crate) unfilled: bool,
 }
 
@@ -267,7 +267,8 @@ impl Tenure {
     pub(crate) fn on_gateway(&mut self, host: &mut Host, event: GatewayEvent) {
         match event {
             GatewayEvent::Chunk { chunk, spooled } => self.on_chunk(host, chunk, spooled),
-            GatewayEvent::ChunkMissing => host.incident(Some(&self.id), "history_chunk_missing"),
+            GatewayEvent::ChunkMissing { chunk } => self.on_chunk_missing(host, chunk),
+            GatewayEvent::ChunkStored { chunk, counts } => self.on_chunk_stored(chunk, counts),
             GatewayEvent::Closed { connection, reason } => self.on_closed(host, connection, reason),
             GatewayEvent::Drained { connection, announced, stored } => {
                 self.on_drained(host, connection, announced, stored);
@@ -581,16 +582,27 @@ impl Tenure {
             let from = self.sync.last_before.map_or(from, |last| from.min(last));
             let to = now.as_secs().saturating_add(CLOCK_SLACK);
             let newest = self.realtime.newest_second.min(to.saturating_add(BELIEVABLE));
-            self.sync.add_gap(from, to.max(newest));
-            self.clean.clear();
-            self.ledger.set_sync(self.sync.gap_fields());
-            host.event(Event::Hole { account: self.id.clone(), change: HoleChange::Suspected });
+            self.suspect(host, from, to.max(newest));
         }
         self.sync.disconnected = None;
         self.sync.last_before = None;
         self.sync.suspect = false;
         self.ledger.set_sync(self.sync.disconnect_fields());
         self.ledger.push(Purpose::Patch);
+    }
+
+    /// Messages may be missing in every thread between these seconds.
+    fn suspect(&mut self, host: &mut Host, from: i64, to: i64) {
+        self.sync.add_gap(from, to);
+        self.clean.clear();
+        self.ledger.set_sync(self.sync.gap_fields());
+        host.event(Event::Hole { account: self.id.clone(), change: HoleChange::Suspected });
+    }
+
+    /// A lost history chunk may have held anything from before the present connection.
+    pub(crate) fn suspect_history(&mut self, host: &mut Host) {
+        let opened = host.store_now() - self.link.open_for(host.now);
+        self.suspect(host, FIRST_SECOND, opened.as_secs().saturating_add(CLOCK_SLACK));
     }
 
     fn on_closed(&mut self, host: &mut Host, connection: RequestId, reason: CloseReason) {
@@ -767,6 +779,7 @@ impl Tenure {
 
     fn on_refused(&mut self, host: &mut Host, purpose: Purpose, conflict: bool) {
         match purpose {
+            Purpose::Chunk(chunk) if self.spool.is_missing(chunk) => self.again(host, purpose),
             Purpose::Chunk(chunk) => {
                 host.in_ms(self.timer(AccountTimer::Spool), Duration::from_secs(5));
                 self.spool.interrupted(chunk);
@@ -929,6 +942,8 @@ fn connect_jitter(host: &mut Host) -> Duration {
 const OFFLINE_QUEUE: Duration = Duration::from_secs(14 * 24 * 3_600);
 /// A message is not believed to be from further ahead than this, in seconds.
 const BELIEVABLE: i64 = 24 * 3_600;
+/// No message is older.
+const FIRST_SECOND: i64 = 1;
 /// How far WhatsApp's clock and the store's may be apart, in seconds.
 const CLOCK_SLACK: i64 = 120;
 /// A commit holds at most this many coverage documents.

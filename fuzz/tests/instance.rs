@@ -9,9 +9,9 @@ use backfill_core::doc::{DocPath, Document, Value, Version};
 use backfill_core::id::{AccountId, InstanceId, RequestId, ThreadId};
 use backfill_core::instance::Instance;
 use backfill_core::io::{
-    Answer, ChunkId, CloseReason, Command, CommandId, GatewayCall, GatewayEvent, GatewayRequest,
-    Hint, Ingested, Input, Output, PageFacts, Rejection, Source, StoreCall, StoreRequest,
-    ThreadSpan,
+    Answer, ChunkCounts, ChunkId, CloseReason, Command, CommandId, GatewayCall, GatewayEvent,
+    GatewayRequest, Hint, Ingested, Input, Output, PageFacts, Rejection, Source, StoreCall,
+    StoreRequest, ThreadSpan,
 };
 use backfill_core::policy::{Policy, Settings};
 use backfill_core::time::{Mono, StoreTime};
@@ -417,7 +417,7 @@ impl Rig {
         };
         let event = match n % 18 {
             0 => GatewayEvent::Chunk { chunk, spooled: number % 2 == 0 },
-            1 => GatewayEvent::ChunkMissing,
+            1 => GatewayEvent::ChunkMissing { chunk },
             2 => GatewayEvent::Closed { connection, reason: CloseReason::Lost },
             3 => GatewayEvent::Closed { connection, reason: CloseReason::Replaced },
             4 => GatewayEvent::Closed { connection, reason: CloseReason::LoggedOut },
@@ -441,6 +441,12 @@ impl Rig {
                 let source = Source::Chunk { chunk, cursor: u32::MAX };
                 self.give(Input::Ingested(account(), ingested(source)));
                 return;
+            }
+            16 => {
+                let most = u32::MAX;
+                let counts =
+                    ChunkCounts { saved: most, skipped: most, errors: most, dry_run: false };
+                GatewayEvent::ChunkStored { chunk, counts }
             }
             _ => {
                 self.give(Input::Ingested(account(), ingested(Source::Realtime)));

@@ -533,8 +533,11 @@ fn gateway_text(event: &GatewayEvent, of: &str) -> (Weight, String) {
             let how = if *spooled { "lies in the spool" } else { "arrives" };
             (Weight::Detail, format!("history chunk {} of {of} {how}", chunk.0))
         }
-        GatewayEvent::ChunkMissing => {
-            (Weight::Plain, format!("a history chunk of {of} cannot be fetched"))
+        GatewayEvent::ChunkMissing { chunk } => {
+            (Weight::Plain, format!("history chunk {} of {of} cannot be fetched", chunk.0))
+        }
+        GatewayEvent::ChunkStored { chunk, .. } => {
+            (Weight::Routine, format!("history chunk {} of {of} is stored", chunk.0))
         }
         GatewayEvent::Closed { reason, .. } => {
             let why = reason.as_str().replace('_', " ");

@@ -10,7 +10,7 @@ pub(crate) mod node;
 pub(crate) mod people;
 mod store_port;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use backfill_core::id::RequestId;
@@ -46,6 +46,8 @@ pub struct World {
     trace: Trace,
     /// History chunks that lie in the spool, which is where the store is
     spool: BTreeMap<(u16, u64), u32>,
+    /// Chunks that were lost, until that is noted
+    missing: BTreeSet<(u16, u64)>,
     next_chunk: u64,
     node: node::Node,
     events: u64,
@@ -165,6 +167,7 @@ impl World {
             checker: Checker::new(&scenario, &policy),
             trace,
             spool: BTreeMap::new(),
+            missing: BTreeSet::new(),
             next_chunk: 1,
             node: node::Node::default(),
             events: 0,

@@ -108,7 +108,7 @@ impl Handle {
     }
 
     /// Stores one conversation of a history chunk, and reports that `cursor` conversations of the
-    /// chunk are durable now.
+    /// chunk are durable now. Gives what came of it.
     ///
     /// # Errors
     /// It is not stored.
@@ -118,11 +118,11 @@ impl Handle {
         cursor: u32,
         end: PageEnd,
         parcel: Parcel,
-    ) -> Result<Vec<Rejected>, NotStored> {
+    ) -> Result<Facts, NotStored> {
         let account = parcel.account.clone();
         let facts = self.store(Way::History, parcel).await?;
         self.ingested(account, ingested(Source::Chunk { chunk, cursor }, &facts, end));
-        Ok(facts.rejected)
+        Ok(facts)
     }
 
     async fn store(&self, way: Way, parcel: Parcel) -> Result<Facts, NotStored> {

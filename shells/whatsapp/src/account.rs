@@ -1,6 +1,6 @@
 //! One account as this process's gateway knows it, whether connected or not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use backfill_core::id::{AccountId, RequestId, ThreadId};
@@ -33,6 +33,8 @@ struct State {
     asked: BTreeMap<SmolStr, Asked>,
     /// Chunks that arrived and are not in the spool
     chunks: BTreeMap<ChunkId, Chunk>,
+    /// Chunks that were lost, until the core has noted it for good
+    missing: BTreeSet<ChunkId>,
     /// The names that people were last seen with
     names: BTreeMap<SmolStr, Contact>,
 }
@@ -152,6 +154,22 @@ impl Account {
 
     pub(crate) fn chunks(&self) -> Vec<ChunkId> {
         self.state().chunks.keys().copied().collect()
+    }
+
+    pub(crate) fn add_missing(&self, chunk: ChunkId) {
+        self.state().missing.insert(chunk);
+    }
+
+    pub(crate) fn is_missing(&self, chunk: ChunkId) -> bool {
+        self.state().missing.contains(&chunk)
+    }
+
+    pub(crate) fn remove_missing(&self, chunk: ChunkId) {
+        self.state().missing.remove(&chunk);
+    }
+
+    pub(crate) fn missing(&self) -> Vec<ChunkId> {
+        self.state().missing.iter().copied().collect()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

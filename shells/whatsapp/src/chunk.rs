@@ -14,7 +14,7 @@ use waproto::whatsapp::history_sync::HistorySyncType;
 
 use crate::account::Account;
 use crate::page;
-use crate::spool::Keep;
+use crate::spool::{Keep, Lost};
 
 /// History as the phone sent it.
 #[derive(Clone)]
@@ -68,9 +68,7 @@ impl Arrivals {
         let payload = sync.compressed_bytes().clone();
         let Some(room) = self.room.take(payload.len()) else {
             tracing::warn!(account = %self.account.id, "history was dropped: too much waits");
-            let arrivals = self.clone();
-            tokio::spawn(async move { arrivals.settled().await });
-            return self.report(GatewayEvent::ChunkMissing);
+            return self.lost();
         };
         let size = sync.decompressed_size() as u64;
         let at = wacore::time::now_secs();
@@ -80,7 +78,7 @@ impl Arrivals {
             let arrivals = self.clone();
             tokio::spawn(async move {
                 page::arrived(&arrivals.account, &arrivals.handle, session, chunk).await;
-                arrivals.settled().await;
+                arrivals.settled().await.ok();
             });
             return;
         }
@@ -95,55 +93,66 @@ impl Arrivals {
         let expected = self.account.expected();
         let last = expected.announced(count as u64);
         let mut noted = expected.noted.lock().await;
-        *noted += count as u64;
-        self.note(*noted).await;
+        *noted += count as i64;
+        // Without the note a loss may go unnoticed; that is no reason to lose anything else.
+        self.note(*noted).await.ok();
         drop(noted);
         for number in (last + 1 - count as u64)..=last {
             let arrivals = self.clone();
             tokio::spawn(async move {
                 tokio::time::sleep(arrivals.patience).await;
                 if arrivals.account.expected().give_up(number) {
-                    arrivals.report(GatewayEvent::ChunkMissing);
-                    arrivals.settled().await;
+                    arrivals.lost();
                 }
             });
         }
     }
 
-    /// What was announced is safe, or given up.
-    pub(crate) async fn settled(&self) {
+    /// Something that was announced is safe, or its loss is.
+    pub(crate) async fn settled(&self) -> Result<(), Lost> {
         let expected = self.account.expected();
         let mut noted = expected.noted.lock().await;
-        if *noted > 0 {
-            *noted -= 1;
-            self.note(*noted).await;
-        }
+        self.note(*noted - 1).await?;
+        *noted -= 1;
+        Ok(())
     }
 
-    /// Reports what an earlier process was told of and never got.
-    pub(crate) async fn report_missing(&self) {
+    /// Something that was announced will not come. It stays noted until the core has made sure that
+    /// it is not forgotten.
+    fn lost(&self) {
+        let chunk = next_id();
+        self.account.add_missing(chunk);
+        self.report(GatewayEvent::ChunkMissing { chunk });
+    }
+
+    /// What somebody has to be told of a chunk that is spooled and cannot be read.
+    pub(crate) fn damaged(&self) {
+        self.report(GatewayEvent::ChunkMissing { chunk: next_id() });
+    }
+
+    /// Reports what was lost, here or by an earlier process, and is not settled yet.
+    pub(crate) async fn report_missing(&self) -> Result<(), Lost> {
         let expected = self.account.expected();
         let mut noted = expected.noted.lock().await;
-        if *noted > 0 {
-            return;
+        if *noted <= 0 && self.keep.noted(&self.account.id).await? > 0 {
+            // One loss says as much as a hundred.
+            *noted = 1;
+            self.account.add_missing(next_id());
         }
-        let missing = self.keep.noted(&self.account.id).await.unwrap_or(0);
-        if missing == 0 {
-            return;
-        }
-        *noted = 0;
-        self.note(0).await;
         drop(noted);
-        for _ in 0..missing.min(MISSING_REPORTS) {
-            self.report(GatewayEvent::ChunkMissing);
+        for chunk in self.account.missing() {
+            self.report(GatewayEvent::ChunkMissing { chunk });
         }
+        Ok(())
     }
 
-    async fn note(&self, count: u64) {
-        // Without the note a loss may go unnoticed; that is no reason to lose anything else.
-        if self.keep.note(&self.account.id, count).await.is_err() {
+    async fn note(&self, count: i64) -> Result<(), Lost> {
+        let count = u64::try_from(count).unwrap_or(0);
+        let noted = self.keep.note(&self.account.id, count).await;
+        if noted.is_err() {
             tracing::warn!(account = %self.account.id, "announced history could not be noted");
         }
+        noted
     }
 
     fn report(&self, event: GatewayEvent) {
@@ -156,8 +165,9 @@ impl Arrivals {
 pub(crate) struct Expected {
     announced: AtomicU64,
     arrived: AtomicU64,
-    /// How much is announced and not safe yet, as it is noted for good
-    noted: tokio::sync::Mutex<u64>,
+    /// How much is announced and not safe yet, as it is noted for good; negative while something is
+    /// safe whose announcement is still on its way
+    noted: tokio::sync::Mutex<i64>,
 }
 
 impl Expected {
@@ -189,8 +199,6 @@ fn next_id() -> ChunkId {
     ChunkId(now.max(last + 1))
 }
 
-/// One incident says as much as a hundred.
-const MISSING_REPORTS: u64 = 5;
 /// Compressed history that may wait in memory, in KiB.
 const ROOM_KIB: usize = 192 * 1_024;
 

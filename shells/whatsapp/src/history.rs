@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use backfill_core::coverage::PageEnd;
 use backfill_core::incoming::{Record, SyncSource};
-use backfill_core::io::{Answer, ChunkId, GatewayEvent, Rejection};
+use backfill_core::io::{Answer, ChunkCounts, ChunkId, GatewayEvent, Rejection};
 use backfill_driver::{Handle, Parcel};
 use tokio::sync::Semaphore;
 use wacore::history_sync::HistorySyncStream;
@@ -41,15 +41,15 @@ impl History {
             return Answer::Rejected(Rejection::Unavailable);
         }
         if self.account.remove_chunk(chunk).is_some() {
-            self.arrivals.settled().await;
+            self.arrivals.settled().await.ok();
         }
         Answer::Done
     }
 
     /// Reports what lies in the spool, and what was lost on the way there.
     pub(crate) async fn recover(&self) -> Answer {
-        self.arrivals.report_missing().await;
-        let Ok(spooled) = self.keep.list(&self.account.id).await else {
+        let missing = self.arrivals.report_missing().await;
+        let (Ok(()), Ok(spooled)) = (missing, self.keep.list(&self.account.id).await) else {
             return Answer::Rejected(Rejection::Unavailable);
         };
         for chunk in spooled {
@@ -61,12 +61,18 @@ impl History {
         Answer::Done
     }
 
-    /// Forgets a chunk whose messages are all stored.
+    /// Forgets a chunk whose messages are all stored, or whose loss is noted.
     pub(crate) async fn unspool(&self, chunk: ChunkId) -> Answer {
-        match self.keep.remove(&self.account.id, chunk).await {
-            Ok(()) => Answer::Done,
-            Err(_) => Answer::Rejected(Rejection::Unavailable),
+        let missing = self.account.is_missing(chunk);
+        let done = match missing {
+            true => self.arrivals.settled().await,
+            false => self.keep.remove(&self.account.id, chunk).await,
+        };
+        if done.is_err() {
+            return Answer::Rejected(Rejection::Unavailable);
         }
+        self.account.remove_missing(chunk);
+        Answer::Done
     }
 
     /// Stores what a chunk holds, from a conversation on.
@@ -81,7 +87,7 @@ impl History {
             Ok(None) => return Answer::Done,
             Err(crate::spool::Lost::Damaged) => {
                 tracing::warn!(%account, "a spooled history chunk is damaged");
-                self.report(GatewayEvent::ChunkMissing);
+                self.arrivals.damaged();
                 return Answer::Done;
             }
             Err(error) => {
@@ -89,18 +95,20 @@ impl History {
                 return Answer::Rejected(Rejection::Unavailable);
             }
         };
-        let mut stored = Stored::default();
+        let counts = ChunkCounts { dry_run: self.dry_run, ..ChunkCounts::default() };
+        let mut stored = Stored { counts, ..Stored::default() };
         match self.store(chunk, from, &content, &mut stored).await {
             Ok(()) => {}
             Err(Stopped::NotStored) => return Answer::Rejected(Rejection::Unavailable),
             Err(Stopped::Damaged) => {
                 // Whoever reads it again gets no further.
                 tracing::warn!(%account, "a history chunk is damaged; what follows is lost");
-                self.report(GatewayEvent::ChunkMissing);
+                self.arrivals.damaged();
             }
         }
-        let Stored { conversations, records } = stored;
+        let Stored { conversations, records, counts } = stored;
         tracing::info!(%account, conversations, records, dry_run = self.dry_run, "history stored");
+        self.report(GatewayEvent::ChunkStored { chunk, counts });
         Answer::Done
     }
 
@@ -134,17 +142,23 @@ impl History {
             let page = match stream.next_conversation_bytes() {
                 Ok(None) => return Ok(()),
                 Err(_) => return Err(Stopped::Damaged),
-                Ok(Some(_)) if number < from => continue,
                 Ok(Some(bytes)) => read(bytes, &me, content.at),
             };
+            if number < from {
+                let known = page.map_or(0, |page| page.messages.len());
+                stored.counts.skipped += u32::try_from(known).unwrap_or(u32::MAX);
+                continue;
+            }
             let Some(Page { messages, chat, end, twins, .. }) = page else {
                 // Nothing for us is in it.
                 self.hand_in(chunk, number + 1, PageEnd::Unstated, Vec::new(), stored).await?;
                 continue;
             };
             self.account.learn(twins);
-            for (cursor, end, records) in parts(number, messages, chat, end) {
+            for (index, (cursor, end, records)) in (0..).zip(parts(number, messages, chat, end)) {
                 self.hand_in(chunk, cursor, end, records, stored).await?;
+                // The message that it shares with the part before.
+                stored.counts.skipped -= u32::from(index > 0 && stored.counts.skipped > 0);
             }
             stored.conversations += 1;
         }
@@ -163,17 +177,21 @@ impl History {
             return Err(Stopped::NotStored);
         }
         stored.records += records.len();
+        let counts = &mut stored.counts;
         if self.dry_run {
+            let messages = records.iter().filter(|record| matches!(record, Record::Message(_)));
+            counts.skipped += u32::try_from(messages.count()).unwrap_or(u32::MAX);
             return Ok(());
         }
         let account = self.account.id.clone();
         let parcel = Parcel { account, records, twins: self.account.twins() };
         let handed_in = self.handle.conversation(chunk, cursor, end, parcel).await;
-        let rejected = handed_in.map_err(|_| Stopped::NotStored)?;
-        if !rejected.is_empty() {
-            let (account, rejected) = (&self.account.id, rejected.len());
-            tracing::debug!(%account, rejected, "some of a history chunk cannot be stored");
+        let facts = handed_in.map_err(|_| Stopped::NotStored)?;
+        for thread in &facts.threads {
+            counts.saved += thread.new;
+            counts.skipped += thread.total.saturating_sub(thread.new);
         }
+        counts.errors += u32::try_from(facts.rejected.len()).unwrap_or(u32::MAX);
         Ok(())
     }
 
@@ -186,6 +204,7 @@ impl History {
 struct Stored {
     conversations: u32,
     records: usize,
+    counts: ChunkCounts,
 }
 
 /// Why a chunk was not stored to its end.

@@ -4,10 +4,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use backfill_core::coverage::PageEnd;
+use backfill_core::doc::Value;
 use backfill_core::io::{GatewayCall, GatewayEvent, Source};
 use gateway_whatsapp::Spool;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use waproto::buffa::MessageField;
 use waproto::whatsapp::history_sync::HistorySyncType;
 use whatsapp_double::{Stored, Via, text};
 
@@ -44,6 +46,23 @@ async fn until_unspooled(process: &Process, chunks: usize) {
         .unwrap();
 }
 
+/// What `lastHistorySyncResult` says: saved, skipped, errors, total, dryRun.
+async fn result(world: &World) -> (i64, i64, i64, i64, bool) {
+    let account = world.document(world.id.path().as_str()).await.unwrap();
+    let result = account.value("lastHistorySyncResult").unwrap().as_map().unwrap();
+    let number = |name: &str| result[name].as_int().unwrap();
+    let counts = (number("saved"), number("skipped"), number("errors"), number("total"));
+    (counts.0, counts.1, counts.2, counts.3, result["dryRun"].as_bool().unwrap())
+}
+
+fn is_missing(event: &GatewayEvent) -> bool {
+    matches!(event, GatewayEvent::ChunkMissing { .. })
+}
+
+fn reported(seen: &[GatewayEvent]) -> Option<()> {
+    seen.iter().any(is_missing).then_some(())
+}
+
 fn spooled(world: &World) -> usize {
     let directory = world.directory.join("spool");
     let Ok(accounts) = std::fs::read_dir(directory) else { return 0 };
@@ -77,6 +96,29 @@ async fn all_of_it_arrives_and_the_spool_is_empty_again() {
     assert!(spans.iter().all(|span| span.messages == 60 && span.end == PageEnd::Unstated));
     process.stop().await;
     assert_eq!(spooled(&world), 0);
+    let account = world.document(world.id.path().as_str()).await.unwrap();
+    assert_eq!(account.int("historySyncCount"), Some(3));
+    assert!(account.time("lastHistorySyncAt").is_some());
+    let (saved, skipped, errors, total, dry_run) = result(&world).await;
+    assert_eq!((saved, skipped, errors, dry_run), (total, 0, 0, false));
+
+    // Once more, with a message that cannot be stored.
+    let process = world.start().await;
+    process.opened(1).await;
+    let mut sync = world.account.phone().history_of(
+        HistorySyncType::RECENT,
+        &[world.account.contact("15551000003", "2000003").pn().clone()],
+    );
+    let row = &mut sync.conversations[0].messages[0];
+    let mut message = row.message.take().unwrap();
+    message.key.get_or_insert_default().id = Some("a/b".into());
+    row.message = MessageField::some(message);
+    world.account.phone().send_history(&sync, Via::Inline);
+    until_unspooled(&process, 1).await;
+    process.stop().await;
+    assert_eq!(result(&world).await, (0, 59, 1, 60, false));
+    let account = world.document(world.id.path().as_str()).await.unwrap();
+    assert_eq!(account.int("historySyncCount"), Some(4));
 }
 
 #[tokio::test(start_paused = true)]
@@ -152,13 +194,22 @@ async fn a_chunk_that_cannot_be_fetched_is_reported() {
     process.opened(1).await;
     world.double.media().fail_next(&[404; 8]);
     world.account.phone().send_all_history(1, Via::Blob);
-    let missing = |seen: &[GatewayEvent]| seen.contains(&GatewayEvent::ChunkMissing).then_some(());
     // The client says nothing of it, so it takes a while; virtual here.
     tokio::time::sleep(Duration::from_secs(240)).await;
-    process.seen.until("the report", missing).await;
+    process.seen.until("the report", reported).await;
+    // Once the core has noted it for good, nothing is left of it.
+    world.until("an empty spool", async || (spooled(&world) == 0).then_some(())).await;
     let reports = process.seen.events();
-    assert_eq!(reports.iter().filter(|e| **e == GatewayEvent::ChunkMissing).count(), 1);
+    assert_eq!(reports.iter().filter(|event| is_missing(event)).count(), 1);
     process.stop().await;
+    // Whoever asks the phone next knows that anything before may be missing.
+    let sync = world.document(world.id.sync_path().as_str()).await.unwrap();
+    let gaps = sync.value("gaps").unwrap().as_array().unwrap();
+    let first = |gap: &Value| gap.as_map().unwrap()["from"].as_int().unwrap();
+    assert_eq!(gaps.iter().map(first).collect::<Vec<_>>(), [1]);
+    let incidents = world.store.documents("incidents/");
+    let types: Vec<_> = incidents.iter().map(|doc| doc.str("type").unwrap()).collect();
+    assert_eq!(types, ["history_chunk_missing"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -173,10 +224,7 @@ async fn a_chunk_that_a_process_lost_is_reported_by_the_next() {
     process.stop().await;
     world.double.media().heal();
     let process = world.start().await;
-    process
-        .seen
-        .until("the report", |seen| seen.contains(&GatewayEvent::ChunkMissing).then_some(()))
-        .await;
+    process.seen.until("the report", reported).await;
     process.stop().await;
 }
 
@@ -194,6 +242,7 @@ async fn a_dry_run_stores_nothing() {
     world.until_message("15550000002@s.whatsapp.net", &id).await;
     assert_eq!(world.messages().len(), 1);
     process.stop().await;
+    assert_eq!(result(&world).await, (0, 30, 0, 30, true));
 }
 
 #[tokio::test(start_paused = true)]
@@ -212,7 +261,7 @@ async fn both_names_of_a_person_are_known_before_messages_use_either() {
     for row in &mut chat.messages {
         let mut message = row.message.take().unwrap();
         message.key.get_or_insert_default().remote_jid = Some("2000000@lid".into());
-        row.message = waproto::buffa::MessageField::some(message);
+        row.message = MessageField::some(message);
     }
     let process = world.start().await;
     process.opened(1).await;
@@ -242,10 +291,7 @@ async fn a_damaged_chunk_gives_what_it_has_and_is_reported() {
         std::fs::write(file.unwrap().path(), b"WBH1 and nonsense").unwrap();
     }
     world.store.broken.store(false, Ordering::Release);
-    process
-        .seen
-        .until("the report", |seen| seen.contains(&GatewayEvent::ChunkMissing).then_some(()))
-        .await;
+    process.seen.until("the report", reported).await;
     until_unspooled(&process, 1).await;
     process.stop().await;
     assert_eq!(spooled(&world), 0);

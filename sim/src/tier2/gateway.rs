@@ -7,7 +7,8 @@ use std::time::Duration;
 use backfill_core::id::{AccountId, RequestId, ThreadId};
 use backfill_core::incoming::{Record, SyncSource};
 use backfill_core::io::{
-    Answer, ChunkId, CloseReason, GatewayCall, GatewayEvent, GatewayRequest, Rejection, RunKind,
+    Answer, ChunkCounts, ChunkId, CloseReason, GatewayCall, GatewayEvent, GatewayRequest,
+    Rejection, RunKind,
 };
 use backfill_core::jid::Twins;
 use backfill_driver::port::{Gateway, Runtime, Store};
@@ -94,7 +95,9 @@ impl Client {
                 state.chunks.insert((account, chunk), content);
                 return report(GatewayEvent::Chunk { chunk: ChunkId(chunk), spooled: false });
             }
-            Brought::ChunkMissing => return report(GatewayEvent::ChunkMissing),
+            Brought::ChunkMissing(chunk) => {
+                return report(GatewayEvent::ChunkMissing { chunk: ChunkId(chunk) });
+            }
             Brought::Closed(reason) => {
                 state.links.remove(&(account, connection));
                 if reason == CloseReason::LoggedOut {
@@ -305,16 +308,22 @@ impl Client {
         let Reply::Chunk(Some(content)) = self.spool(account, AskSpool::Get(chunk.0)).await else {
             return Answer::Rejected(Rejection::Invalid);
         };
+        let mut counts = ChunkCounts::default();
         for (n, (more, mail, records)) in content.iter().enumerate().skip(from as usize) {
             let records = records.clone();
             let parcel = Parcel { account: id.clone(), records, twins: self.twins(account) };
             let cursor = u32::try_from(n + 1).unwrap_or(u32::MAX);
             let done = self.0.handle.conversation(chunk, cursor, page_end(*more), parcel).await;
-            if done.is_err() {
+            let Ok(facts) = done else {
                 return Answer::Rejected(Rejection::Unavailable);
+            };
+            for thread in &facts.threads {
+                counts.saved += thread.new;
+                counts.skipped += thread.total - thread.new;
             }
             self.0.wire.world().look(|truth| truth.checker.told(account, mail));
         }
+        self.0.handle.report(id.clone(), GatewayEvent::ChunkStored { chunk, counts });
         Answer::Done
     }
 
@@ -369,9 +378,13 @@ impl Gateway for Client {
                 self.parse(&request.account, account, *chunk, *from).await
             }
             GatewayCall::Recover => {
-                if let Reply::Chunks(chunks) = self.spool(account, AskSpool::List).await {
-                    for chunk in chunks {
-                        let event = GatewayEvent::Chunk { chunk: ChunkId(chunk), spooled: true };
+                let list = self.spool(account, AskSpool::List).await;
+                if let Reply::Chunks { spooled, missing } = list {
+                    let spooled = spooled.into_iter().map(ChunkId);
+                    let spooled = spooled.map(|chunk| GatewayEvent::Chunk { chunk, spooled: true });
+                    let missing = missing.into_iter().map(ChunkId);
+                    let missing = missing.map(|chunk| GatewayEvent::ChunkMissing { chunk });
+                    for event in spooled.chain(missing) {
                         self.0.handle.report(request.account.clone(), event);
                     }
                 }
@@ -404,13 +417,13 @@ impl Gateway for Client {
                 self.state().chunks.remove(&(account, chunk.0));
                 match done {
                     Reply::Answer(answer) => answer,
-                    Reply::Chunk(_) | Reply::Chunks(_) => Answer::Unknown,
+                    Reply::Chunk(_) | Reply::Chunks { .. } => Answer::Unknown,
                 }
             }
             GatewayCall::Unspool { chunk } => {
                 match self.spool(account, AskSpool::Remove(chunk.0)).await {
                     Reply::Answer(answer) => answer,
-                    Reply::Chunk(_) | Reply::Chunks(_) => Answer::Unknown,
+                    Reply::Chunk(_) | Reply::Chunks { .. } => Answer::Unknown,
                 }
             }
         }

@@ -233,7 +233,9 @@ impl Truth {
             AskSpool::Get(chunk) => Reply::Chunk(self.spool.get(&(account, chunk)).cloned()),
             AskSpool::List => {
                 let range = (account, 0)..=(account, u64::MAX);
-                Reply::Chunks(self.spool.range(range).map(|((_, chunk), _)| *chunk).collect())
+                let spooled = self.spool.range(range.clone()).map(|((_, chunk), _)| *chunk);
+                let missing = self.missing.range(range).map(|(_, chunk)| *chunk);
+                Reply::Chunks { spooled: spooled.collect(), missing: missing.collect() }
             }
             AskSpool::Put(chunk, content) => {
                 self.spool.insert((account, chunk), content);
@@ -241,6 +243,7 @@ impl Truth {
             }
             AskSpool::Remove(chunk) => {
                 self.spool.remove(&(account, chunk));
+                self.missing.remove(&(account, chunk));
                 Reply::Answer(Answer::Done)
             }
         }

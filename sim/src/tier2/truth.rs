@@ -40,6 +40,8 @@ pub(super) struct Truth {
     pub(super) checker: Checker,
     pub(super) trace: Trace,
     pub(super) spool: std::collections::BTreeMap<(u16, u64), Arc<Chunk>>,
+    /// Chunks that were lost, until that is noted
+    pub(super) missing: std::collections::BTreeSet<(u16, u64)>,
     pub(super) next_chunk: u64,
     pub(super) people: Chance,
     pub(super) events: u64,
@@ -111,6 +113,7 @@ impl Truth {
             checker: Checker::new(&scenario, &policy),
             trace,
             spool: std::collections::BTreeMap::new(),
+            missing: std::collections::BTreeSet::new(),
             next_chunk: 1,
             people: Chance::of(scenario.seed, "people"),
             events: 0,

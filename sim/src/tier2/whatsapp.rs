@@ -232,7 +232,12 @@ impl Truth {
                     .collect();
                 Brought::Chunk(chunk, Arc::new(content))
             }
-            Delivery::ChunkMissing => Brought::ChunkMissing,
+            Delivery::ChunkMissing => {
+                let chunk = self.next_chunk;
+                self.next_chunk += 1;
+                self.missing.insert((account, chunk));
+                Brought::ChunkMissing(chunk)
+            }
             Delivery::Closed(reason) => {
                 self.processes[key.process as usize].connections.remove(&(account, key.request));
                 self.net.close(account, key);

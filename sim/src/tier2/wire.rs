@@ -86,7 +86,7 @@ pub(super) enum ToProcess {
 /// What a connection brings, with all that a client would see.
 pub(super) enum Brought {
     Chunk(u64, Arc<Chunk>),
-    ChunkMissing,
+    ChunkMissing(u64),
     Closed(CloseReason),
     Live(Mail, Record),
     Offline(Vec<(Mail, Record)>),
@@ -120,7 +120,7 @@ pub(super) type Chunk = Vec<(bool, Vec<Mail>, Vec<Record>)>;
 pub(super) enum Reply {
     Answer(Answer),
     Chunk(Option<Arc<Chunk>>),
-    Chunks(Vec<u64>),
+    Chunks { spooled: Vec<u64>, missing: Vec<u64> },
 }
 
 /// Puts numbered messages in order.
@@ -224,7 +224,7 @@ impl Wire {
         async move {
             match waiting.reply().await {
                 Reply::Answer(answer) => answer,
-                Reply::Chunk(_) | Reply::Chunks(_) => Answer::Unknown,
+                Reply::Chunk(_) | Reply::Chunks { .. } => Answer::Unknown,
             }
         }
     }
@@ -243,7 +243,7 @@ impl Wire {
     async fn call(&self, call: StoreCall, core: bool, epoch: Option<Epoch>) -> Answer {
         match self.ask_store(AskStore::Call { call, core, epoch }).await {
             Reply::Answer(answer) => answer,
-            Reply::Chunk(_) | Reply::Chunks(_) => Answer::Unknown,
+            Reply::Chunk(_) | Reply::Chunks { .. } => Answer::Unknown,
         }
     }
 }

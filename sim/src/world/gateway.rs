@@ -169,6 +169,12 @@ impl World {
                     let chunk = ChunkId(chunk);
                     self.tell(p, account, GatewayEvent::Chunk { chunk, spooled: true });
                 }
+                let range = (account, 0)..=(account, u64::MAX);
+                let missing: Vec<u64> = self.missing.range(range).map(|(_, c)| *c).collect();
+                for chunk in missing {
+                    let chunk = ChunkId(chunk);
+                    self.tell(p, account, GatewayEvent::ChunkMissing { chunk });
+                }
                 Answer::Done
             }
             GatewayCall::Send { outbox, wa_id } => self.send_message(p, account, &outbox, &wa_id),
@@ -185,6 +191,7 @@ impl World {
             }
             GatewayCall::Unspool { chunk } => {
                 self.spool.remove(&(account, chunk.0));
+                self.missing.remove(&(account, chunk.0));
                 Answer::Done
             }
         };
@@ -287,7 +294,13 @@ impl World {
                 let event = GatewayEvent::Chunk { chunk: ChunkId(chunk), spooled: false };
                 self.tell(p, account, event);
             }
-            Delivery::ChunkMissing => self.tell(p, account, GatewayEvent::ChunkMissing),
+            Delivery::ChunkMissing => {
+                let chunk = self.next_chunk;
+                self.next_chunk += 1;
+                self.missing.insert((account, chunk));
+                let chunk = ChunkId(chunk);
+                self.tell(p, account, GatewayEvent::ChunkMissing { chunk });
+            }
             Delivery::Closed(reason) => {
                 if reason == CloseReason::LoggedOut && self.scenario.pace.local {
                     self.credentials(p, account, false);

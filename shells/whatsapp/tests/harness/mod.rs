@@ -193,14 +193,14 @@ impl World {
 
     /// All messages of a memory store, as chat and id.
     pub(crate) fn messages(&self) -> BTreeMap<(String, String), Arc<Document>> {
-        let docs = self.store.documents("threads/").into_iter();
-        let messages = docs.filter(|doc| doc.path.as_str().contains("/messages/"));
-        messages
-            .map(|doc| {
-                let chat = doc.str("clientJid").unwrap().to_owned();
-                ((chat, doc.str("waMessageId").unwrap().to_owned()), doc)
-            })
-            .collect()
+        self.message_documents().iter().map(named).collect()
+    }
+
+    /// The documents of all messages of a memory store.
+    pub(crate) fn message_documents(&self) -> Vec<Arc<Document>> {
+        let mut docs = self.store.documents("threads/");
+        docs.retain(|doc| doc.path.as_str().contains("/messages/"));
+        docs
     }
 
     /// Waits until something is true of the store.
@@ -398,6 +398,12 @@ impl Runtime for Clock {
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         tokio::spawn(task);
     }
+}
+
+/// A message by its chat and id.
+pub(crate) fn named(doc: &Arc<Document>) -> ((String, String), Arc<Document>) {
+    let chat = doc.str("clientJid").unwrap().to_owned();
+    ((chat, doc.str("waMessageId").unwrap().to_owned()), Arc::clone(doc))
 }
 
 /// A text of the app on its way out; returns the outbox document's id.
