@@ -1059,9 +1059,10 @@ fn joined(parts: &[&str]) -> SmolStr {
     SmolStr::from(parts.concat())
 }
 
-/// Takes what others wrote into a document along to where the message moves.
+/// Takes what others wrote into a document along to where the message moves. What the message
+/// itself has lost since, such as that it cannot be read, stays behind.
 fn carry_over(ops: &mut Vec<(FieldPath, FieldOp)>, here: Option<&Fields>, there: &Fields) {
-    for (name, value) in there {
+    for (name, value) in there.iter().filter(|(name, _)| !Message::renders(name)) {
         let known = here.is_some_and(|fields| fields.contains_key(name))
             || ops.iter().any(|(field, _)| field.as_str() == name);
         if let Some(field) = FieldPath::parse(name).filter(|f| !known && !f.as_str().contains('.'))
@@ -1449,6 +1450,19 @@ mod tests {
         store.ingest(vec![by_lid("M3", 300, "three")]);
         assert_eq!(store.message(PEER, "M3").str("body"), Some("three"));
         assert!(!store.exists(LID, "M3"));
+    }
+
+    #[test]
+    fn a_message_that_becomes_readable_as_it_moves_is_no_placeholder() {
+        let broken = || about("M1", 100, MessageEvent::Undecryptable { sender_name: None });
+        let mut store = Store::default();
+        let mut by_lid = broken();
+        by_lid.key.remote_jid = LID.into();
+        store.ingest(vec![by_lid]);
+        store.ingest_with(vec![text("M1", 100, "one").into()], &twins());
+        assert!(!store.exists(LID, "M1"));
+        let moved = store.message(PEER, "M1");
+        assert_eq!((moved.str("body"), moved.value("placeholder")), (Some("one"), None));
     }
 
     #[test]

@@ -346,6 +346,11 @@ impl Message {
         to
     }
 
+    /// Whether a field of a message's document is [`render`](Self::render)'s to set or remove.
+    pub(crate) fn renders(field: &str) -> bool {
+        RENDERED.iter().any(|rendered| rendered.as_str() == field)
+    }
+
     /// When it was sent, if it was seen and the server's time is known.
     pub(crate) fn sent_at(&self) -> Option<StoreTime> {
         match self.stamp {
@@ -416,6 +421,32 @@ impl Stamp {
         }
     }
 }
+
+/// All that follows from what is known of a message; its document may have other fields besides.
+const RENDERED: [FieldPath; 22] = [
+    ACCOUNT_ID,
+    BODY,
+    CLIENT_JID,
+    DELIVERED_AT,
+    DIRECTION,
+    EDITED_AT,
+    KEY,
+    MEDIA,
+    MESSAGE_TYPE,
+    PLACEHOLDER,
+    REACTIONS,
+    READ_AT,
+    REVOKED,
+    REVOKED_AT,
+    SENDER_ID,
+    SENDER_JID,
+    SENDER_NAME,
+    STATUS,
+    SYNC_SOURCE,
+    THREAD_ID,
+    TS_CLIENT,
+    WA_MESSAGE_ID,
+];
 
 const ACCOUNT_ID: FieldPath = FieldPath::new("accountId");
 const BODY: FieldPath = FieldPath::new("body");
