@@ -80,6 +80,8 @@ bugs! {
     MarkerMissing = "marker-missing",
     /// Sessions are not renewed
     NoRenewal = "no-renewal",
+    /// What a Node instance received while it had the accounts is taken for stored
+    NodeTrusted = "node-trusted",
     /// Due accounts are ordered by their last success alone
     OrderBySuccessAlone = "order-by-success-alone",
     /// A tick starts while runs of the tick before still work

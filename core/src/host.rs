@@ -29,6 +29,8 @@ pub(crate) struct Host {
     pub(crate) deadline: Mono,
     /// In shared mode, until when the compat lock certainly keeps other software away
     pub(crate) shown_until: Option<Mono>,
+    /// When the accounts were last taken over from software that is not ours
+    pub(crate) foreign_at: Option<StoreTime>,
     /// Slots taken by working runs, per kind
     pub(crate) working: BTreeMap<RunKind, u32>,
     /// Runs that wait for a slot, in order
@@ -167,6 +169,7 @@ impl Host {
             boot: BootId::derive(&seed, 0),
             deadline: Mono::ZERO,
             shown_until: None,
+            foreign_at: None,
             working: BTreeMap::new(),
             waiting: VecDeque::new(),
             next_connect: now,

@@ -114,6 +114,8 @@ pub enum Reason {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Account {
     record: Record,
+    /// The document whose status the record has, if it was read since the account was last held
+    version: Option<Version>,
     seen: Option<Seen>,
     tenure: Option<Box<Tenure>>,
     unowned_since: Option<Mono>,
@@ -510,6 +512,7 @@ impl Instance {
         account.seen = None;
         if let Some(tenure) = account.tenure.take() {
             account.record = tenure.record.clone();
+            account.version = None;
             account.unsaved = tenure.unsaved_gaps();
             tenure.abandon(&mut self.host);
         }
@@ -585,7 +588,8 @@ impl Instance {
                 self.reconsider();
             }
             Op::Mirror if self.is_shared() => {
-                self.session.mirror = None;
+                let mirror = self.session.mirror.take();
+                self.note_taken_over(mirror.is_some_and(|mirror| mirror.from_foreign));
                 self.show_shared();
                 if self.mode != Mode::Active {
                     self.soon(Timer::Poll);
@@ -616,6 +620,8 @@ impl Instance {
                     };
                     if let Some(account) = self.accounts.get_mut(&id) {
                         account.seen = Some(Seen::parse(doc.as_deref()));
+                        // It may have been linked meanwhile.
+                        account.version = None;
                     }
                     self.reconsider();
                 }
@@ -854,6 +860,7 @@ impl Instance {
         self.lock.see(locks.next().flatten().as_deref());
         self.lock.see_compat(locks.next().flatten().as_deref());
         self.lock.read_time = read_time;
+        self.host.foreign_at = self.host.foreign_at.max(self.lock.foreign_at);
         if self.is_shared()
             && let Some(left) = self.lock.shared_for()
         {
@@ -949,8 +956,7 @@ impl Instance {
         let holder = cluster.clone().unwrap_or_else(|| {
             smol_str::format_smolstr!("{}#{}", self.host.policy.instance, self.host.boot)
         });
-        let mirror =
-            Mirror { path: compat_path(), precondition: self.lock.compat_unchanged(), holder };
+        let mirror = self.mirror(holder);
         let claim = Claim {
             key: Key::Lock,
             path: lock_path(),
@@ -958,6 +964,7 @@ impl Instance {
             epoch: self.lock.epoch.next(),
             owner: cluster.unwrap_or_else(|| self.host.boot.text()),
             abnormal: false,
+            unlinked: None,
             mirror: Some(mirror),
         };
         self.session.push(&mut self.host, Op::Claim(claim));
@@ -970,12 +977,14 @@ impl Instance {
         self.look = Look::default();
         self.lock.owner = Some(claim.owner.clone());
         self.lock.epoch = claim.epoch;
+        self.note_taken_over(claim.mirror.as_ref().is_some_and(|mirror| mirror.from_foreign));
         if self.is_shared() {
             self.show_shared();
         } else {
             let version = versions.get(1).copied().flatten();
             self.session.mirror = claim.mirror.clone().map(|mirror| Mirror {
                 precondition: version.map_or(Precondition::Any, Precondition::Version),
+                from_foreign: false,
                 ..mirror
             });
         }
@@ -1007,12 +1016,25 @@ impl Instance {
         if self.lock.compat_until() > read_time + renewed || self.session.mirror.is_some() {
             return;
         }
-        self.session.mirror = Some(Mirror {
+        self.session.mirror = Some(self.mirror(smol_str::format_smolstr!("shared:{cluster}")));
+        self.session.push(&mut self.host, Op::Mirror);
+    }
+
+    /// The compat lock as it is to be after it was read.
+    fn mirror(&self, holder: SmolStr) -> Mirror {
+        Mirror {
             path: compat_path(),
             precondition: self.lock.compat_unchanged(),
-            holder: smol_str::format_smolstr!("shared:{cluster}"),
-        });
-        self.session.push(&mut self.host, Op::Mirror);
+            holder,
+            from_foreign: self.lock.foreign_had(),
+        }
+    }
+
+    /// From software that is not ours the compat lock was taken over just now, if it was.
+    fn note_taken_over(&mut self, from_foreign: bool) {
+        if from_foreign {
+            self.host.foreign_at = self.host.foreign_at.max(Some(self.host.store_now()));
+        }
     }
 
     /// The compat lock was written just now.
@@ -1062,6 +1084,7 @@ impl Instance {
             let account = self.accounts.entry(id.clone()).or_insert_with(Account::unknown);
             if account.tenure.is_none() {
                 account.record.status = doc.str("status").unwrap_or_default().into();
+                account.version = Some(doc.version);
             }
             self.scan.found.insert(id);
         }
@@ -1142,6 +1165,7 @@ impl Instance {
             return;
         }
         let mut unknown = BTreeSet::new();
+        let mut look_again = false;
         let mut ops = Vec::new();
         let mut room = self.room();
         for (id, account) in &mut self.accounts {
@@ -1181,7 +1205,8 @@ impl Instance {
                 },
             };
             let unowned_since = *account.unowned_since.get_or_insert(self.host.now);
-            if !self.credentials.contains(id) && needs_credentials(&self.host, &account.record) {
+            let here = self.credentials.contains(id);
+            if !here && needs_credentials(&self.host, &account.record) {
                 if !std::mem::replace(&mut account.reported_elsewhere, true) {
                     self.host.incident(Some(id), "session_elsewhere");
                 }
@@ -1198,6 +1223,14 @@ impl Instance {
                 self.host.timers.set_earliest(Timer::Scan, at);
                 continue;
             }
+            let unlinked = if here || self.host.policy.credentials == Credentials::Shared {
+                None
+            } else if let Some(version) = account.version {
+                Some((id.path(), version))
+            } else {
+                look_again = true;
+                continue;
+            };
             room = room.saturating_sub(1);
             if self.host.bug(Bug::ConnectBeforeOwnership) {
                 let until = self.host.deadline;
@@ -1210,11 +1243,15 @@ impl Instance {
                 epoch: seen.epoch.next(),
                 owner: self.host.boot.text(),
                 abnormal,
+                unlinked,
                 mirror: None,
             }));
         }
         for op in ops {
             self.session.push(&mut self.host, op);
+        }
+        if look_again {
+            self.soon(Timer::Scan);
         }
         if !unknown.is_empty() && !std::mem::replace(&mut self.scan.looking_up, true) {
             let boots: Vec<SmolStr> = unknown.into_iter().take(OWNERS_PER_READ).collect();
@@ -1510,6 +1547,7 @@ impl Account {
     fn unknown() -> Self {
         Self {
             record: Record::default(),
+            version: None,
             seen: None,
             tenure: None,
             unowned_since: None,

@@ -11,6 +11,7 @@ mod chain;
 mod changes;
 mod contact;
 pub mod coverage;
+mod covered;
 pub mod doc;
 mod eligibility;
 mod garbage;

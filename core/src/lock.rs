@@ -5,7 +5,7 @@ use std::time::Duration;
 use smol_str::SmolStr;
 
 use crate::account::is_own_mark;
-use crate::doc::{DocPath, Document, Precondition, Version};
+use crate::doc::{DocPath, Document, FieldPath, Precondition, Version};
 use crate::host::Host;
 use crate::id::Epoch;
 use crate::time::StoreTime;
@@ -16,6 +16,8 @@ pub(crate) struct LockView {
     pub(crate) owner: Option<SmolStr>,
     pub(crate) epoch: Epoch,
     pub(crate) read_time: StoreTime,
+    /// When it was last taken over from software that is not ours
+    pub(crate) foreign_at: Option<StoreTime>,
     version: Option<Version>,
     compat: Option<Compat>,
 }
@@ -42,6 +44,7 @@ impl LockView {
     pub(crate) fn see(&mut self, doc: Option<&Document>) {
         self.owner = doc.and_then(|d| d.str("owner")).filter(|o| !o.is_empty()).map(Into::into);
         self.epoch = Epoch(doc.and_then(|d| d.count("epoch")).unwrap_or(0));
+        self.foreign_at = doc.and_then(|d| d.time(FOREIGN_AT.as_str()));
         self.version = doc.map(|d| d.version);
     }
 
@@ -58,16 +61,20 @@ impl LockView {
     /// ends by its own word and has not moved for a term and the margin; what has not moved for
     /// three terms counts no more, whatever it says.
     pub(crate) fn foreign_holds(&self, host: &Host, now: StoreTime) -> bool {
-        let Some(compat) = &self.compat else { return false };
-        if is_own_mark(&compat.holder) || compat.holder.starts_with("shared:") {
+        let Some(compat) = self.compat.as_ref().filter(|compat| compat.is_foreign()) else {
             return false;
-        }
+        };
         if compat.holder.is_empty() || compat.until_ms == 0 {
             return false;
         }
         let quiet = now.since(compat.update_time);
         let over = now.as_millis() > compat.until_ms;
         !(over && quiet > COMPAT_TERM + host.policy.margin || quiet > COMPAT_TERM * 3)
+    }
+
+    /// Whether software that is not ours had the compat lock last. We never delete it.
+    pub(crate) fn foreign_had(&self) -> bool {
+        self.compat.as_ref().is_none_or(Compat::is_foreign)
     }
 
     /// Until when the compat lock says it is held.
@@ -96,6 +103,14 @@ impl LockView {
     }
 }
 
+impl Compat {
+    fn is_foreign(&self) -> bool {
+        !is_own_mark(&self.holder) && !self.holder.starts_with("shared:")
+    }
+}
+
+/// On `coordination/lock`: when it was last taken over from software that is not ours.
+pub(crate) const FOREIGN_AT: FieldPath = FieldPath::new("foreignAt");
 /// The term that a Node instance writes and expects.
 pub(crate) const COMPAT_TERM: Duration = Duration::from_secs(90);
 

@@ -12,6 +12,7 @@ use smol_str::SmolStr;
 use crate::account::{self, Record};
 use crate::bug::Bug;
 use crate::coverage::{Anchor, Coverage, Goal, Mark};
+use crate::covered::Covered;
 use crate::doc::{
     CollectionPath, Comparison, Direction, DocPath, Document, FieldOp, FieldPath, Precondition,
     Query, Value, Version, Write,
@@ -24,7 +25,7 @@ use crate::io::{
 };
 use crate::ledger::{Companion, Draft, Purpose};
 use crate::phone::PhoneState;
-use crate::tenure::{Covered, Tenure};
+use crate::tenure::Tenure;
 use crate::time::{Mono, StoreTime};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -32,8 +33,6 @@ pub(crate) struct Run {
     kind: RunKind,
     pub(crate) trigger: Trigger,
     step: Step,
-    /// The answer it waits for, except from the phone
-    awaits: Option<RequestId>,
     /// It takes a slot
     pub(crate) works: bool,
     /// It stands in the line for a slot
@@ -170,7 +169,6 @@ impl Tenure {
                 kind,
                 trigger,
                 step: Step::Queued,
-                awaits: None,
                 works: false,
                 in_line: false,
                 begun: host.now,
@@ -289,7 +287,7 @@ impl Tenure {
                 // It was not asked, so the try does not count.
                 if let Some(covered) = self.coverage.get_mut(&thread) {
                     covered.coverage.unasked(&anchor);
-                    covered.dirty = true;
+                    covered.note(true);
                 }
                 self.phone.not_asked(host);
                 if let Some(run) = self.runs.get_mut(&kind) {
@@ -380,7 +378,7 @@ impl Tenure {
         if let Some(covered) = self.coverage.get_mut(&thread) {
             let holes = covered.coverage.holes().len();
             covered.coverage.page(&anchor, page.oldest.as_ref(), page.messages, page.end);
-            covered.dirty = true;
+            covered.note(true);
             if covered.coverage.holes().len() < holes {
                 let account = self.id.clone();
                 host.event(Event::Hole { account, change: HoleChange::Filled });
@@ -448,7 +446,7 @@ impl Tenure {
             if !host.bug(Bug::EndlessTries) {
                 covered.coverage.asked(&anchor, host.policy.phone.tries);
             }
-            covered.dirty = true;
+            covered.note(true);
             self.phone.state = PhoneState::Reserving(kind);
             run.step = Step::Reserving { thread, anchor };
             if host.bug(Bug::ReservationNotPersisted) {
@@ -464,7 +462,6 @@ impl Tenure {
         let run = self.runs.get(&kind)?;
         let Step::Reserving { thread, anchor, .. } = &run.step else { return None };
         let covered = self.coverage.get_mut(thread)?;
-        covered.dirty = false;
         let write = covered.write(&self.id, thread)?;
         let tries =
             covered.coverage.stretches().iter().find(|s| s.low == *anchor).map_or(0, |s| s.tries);
@@ -687,7 +684,8 @@ impl Tenure {
             // News that come from now on are for the next run.
             self.dirty.remove(&work.thread);
             if run.trigger == Trigger::Manual {
-                covered.dirty |= covered.coverage.forgive();
+                let forgiven = covered.coverage.forgive();
+                covered.note(forgiven);
             }
             let behind = covered.coverage.applied_gap() < self.sync.latest_gap()
                 || self.sync.thread_gaps.contains_key(&work.thread);
@@ -733,9 +731,10 @@ impl Tenure {
         newest: Option<&Mark>,
     ) {
         if let Some(covered) = self.coverage.get_mut(thread) {
+            let new = covered.is_new();
             let coverage = &mut covered.coverage;
             let mut changed = false;
-            if covered.version.is_none() && coverage.stretches().is_empty() {
+            if new && coverage.stretches().is_empty() {
                 // Nobody has looked at this thread: nothing is known but its newest message.
                 if let Some(newest) = newest {
                     *coverage = Coverage::starting_at(newest, 0);
@@ -748,15 +747,16 @@ impl Tenure {
             if let Some(newest) = newest {
                 changed |= coverage.newer(newest);
             }
-            covered.dirty |= changed;
-            if !coverage.is_live() {
+            let live = coverage.is_live();
+            covered.note(changed);
+            if !live {
                 // Its tail waits for the next message.
                 self.tails.insert(thread.clone());
             }
             self.note_compared(thread);
         }
-        let dirty = self.coverage.values().filter(|covered| covered.dirty).count();
-        if dirty >= COVER_AT_ONCE {
+        let unsaved = self.coverage.values().filter(|covered| covered.is_unsaved()).count();
+        if unsaved >= COVER_AT_ONCE {
             if let Some(run) = self.runs.get_mut(&kind) {
                 run.step = Step::Covering;
             }
@@ -832,7 +832,7 @@ impl Tenure {
         if self.phone.state == PhoneState::Reserving(kind) {
             self.phone.not_asked(host);
         }
-        if self.coverage.values().any(|covered| covered.dirty) {
+        if self.coverage.values().any(Covered::is_unsaved) {
             self.ledger.push(Purpose::Cover(kind));
         }
         self.ledger.push(Purpose::RunEnd(kind));
@@ -856,7 +856,7 @@ impl Tenure {
         let result = self.result(host, kind);
         let mut all_known = result.ok;
         for (thread, looked) in done {
-            let covered = self.coverage.get(&thread).filter(|covered| looked && !covered.dirty);
+            let covered = self.coverage.get(&thread).filter(|covered| looked && covered.is_saved());
             all_known &= covered.is_some();
             // What is not known for ever, or not filled yet, is looked at again, be the thread
             // among the newest then or not.

@@ -14,7 +14,7 @@ use crate::doc::{DocPath, FieldOp, FieldPath, Precondition, Value, Version, Writ
 use crate::host::{Host, Route, Timer};
 use crate::id::{BootId, Epoch};
 use crate::io::{Answer, Key};
-use crate::lock::COMPAT_TERM;
+use crate::lock::{COMPAT_TERM, FOREIGN_AT, lock_path};
 use crate::policy::InstanceMode;
 use crate::time::{Mono, StoreTime};
 
@@ -45,6 +45,8 @@ pub(crate) struct Mirror {
     pub(crate) path: DocPath,
     pub(crate) precondition: Precondition,
     pub(crate) holder: SmolStr,
+    /// Software that is not ours had it last: whoever takes the lock says so
+    pub(crate) from_foreign: bool,
 }
 
 /// A commit of the session's chain, which is always a renewal too.
@@ -86,6 +88,9 @@ pub(crate) struct Claim {
     pub(crate) owner: SmolStr,
     /// Its owner had not given it back
     pub(crate) abnormal: bool,
+    /// The account's document as it was read: linked nowhere, and so not where this process
+    /// could not serve it
+    pub(crate) unlinked: Option<(DocPath, Version)>,
     /// Taking the lock takes the compat lock too
     pub(crate) mirror: Option<Mirror>,
 }
@@ -267,22 +272,33 @@ impl Session {
         match op {
             Op::Create | Op::Renew => Vec::new(),
             Op::Claim(claim) => {
-                let mut writes = vec![Write::merge(
-                    claim.path.clone(),
-                    claim.precondition,
-                    vec![
-                        (OWNER, Value::from(claim.owner.clone()).into()),
-                        (INSTANCE_ID, Value::from(host.policy.instance.text()).into()),
-                        (EPOCH, Value::from(claim.epoch.0).into()),
-                    ],
-                )];
+                let mut fields = vec![
+                    (OWNER, Value::from(claim.owner.clone()).into()),
+                    (INSTANCE_ID, Value::from(host.policy.instance.text()).into()),
+                    (EPOCH, Value::from(claim.epoch.0).into()),
+                ];
+                if claim.mirror.as_ref().is_some_and(|mirror| mirror.from_foreign) {
+                    fields.push((FOREIGN_AT, FieldOp::ServerTime));
+                }
+                let mut writes = vec![Write::merge(claim.path.clone(), claim.precondition, fields)];
                 writes.extend(claim.mirror.as_ref().map(|mirror| mirror.held(host, true)));
+                writes.extend(claim.unlinked.iter().map(|(account, version)| {
+                    Write::verify(account.clone(), Precondition::Version(*version))
+                }));
                 writes
             }
             // A cluster's stays with those that remain.
             Op::End if matches!(host.policy.mode, InstanceMode::Shared { .. }) => Vec::new(),
             Op::End => self.mirror.iter().map(Mirror::released).collect(),
-            Op::Mirror => self.mirror.iter().map(|mirror| mirror.held(host, false)).collect(),
+            Op::Mirror => {
+                let taken_over = self.mirror.as_ref().filter(|mirror| mirror.from_foreign);
+                let held = self.mirror.iter().map(|mirror| mirror.held(host, false));
+                held.chain(taken_over.map(|_| {
+                    let fields = vec![(FOREIGN_AT, FieldOp::ServerTime)];
+                    Write::merge(lock_path(), Precondition::Any, fields)
+                }))
+                .collect()
+            }
             Op::MarkDead { boot, version, last_beat } => vec![Write::merge(
                 boot.path(),
                 Precondition::Version(*version),

@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use crate::account;
 use crate::bug::Bug;
+use crate::covered::Covered;
 use crate::doc::{DocPath, FieldOp, Value};
 use crate::host::{AccountRoute, AccountTimer, Host, Route};
 use crate::id::{RequestId, ThreadId};
 use crate::io::{Answer, ChunkCounts, ChunkId, GatewayCall, Ingested, Lane, ThreadSpan};
 use crate::ledger::Purpose;
-use crate::tenure::{Covered, Tenure};
+use crate::tenure::Tenure;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Spool {
@@ -26,8 +27,6 @@ pub(crate) struct Spool {
     noting: Vec<ThreadSpan>,
     /// The chunk whose counts are on the account
     counted: Option<ChunkId>,
-    /// Per chunk, the answer it waits for
-    awaits: BTreeMap<ChunkId, RequestId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -199,15 +198,14 @@ impl Tenure {
                     let changed =
                         covered.coverage.chunk(&span.low, &span.high, span.messages, span.end);
                     // A thread that was never looked at grows live from its newest message on.
-                    let fresh = covered.version.is_none() && gap == 0;
+                    let fresh = covered.is_new() && gap == 0;
                     let opened = fresh && covered.coverage.newer(&span.high);
-                    covered.dirty |= changed || opened;
+                    covered.note(changed || opened);
                 }
                 self.ledger.push(Purpose::Chunk(chunk));
             }
             (ChunkState::Unspooling, Answer::Done) => {
                 self.spool.chunks.remove(&chunk);
-                self.spool.awaits.remove(&chunk);
                 if self.runs.is_empty() && self.spool.is_idle() {
                     self.coverage.clear();
                 }

@@ -7,10 +7,8 @@ use std::time::Duration;
 use crate::account::{self, Gaps, Record, SyncState};
 use crate::bug::Bug;
 use crate::chain::{Progress, Snapshot};
-use crate::coverage::Coverage;
-use crate::doc::{
-    Comparison, Document, FieldOp, FieldPath, Precondition, Query, Value, Version, Write,
-};
+use crate::covered::Covered;
+use crate::doc::{Comparison, Document, FieldOp, FieldPath, Query, Value, Version, Write};
 use crate::eligibility;
 use crate::host::{AccountRoute, AccountTimer, Host, Route, Timer};
 use crate::id::{AccountId, BootId, Epoch, OutboxId, RequestId, ThreadId};
@@ -79,15 +77,6 @@ pub(crate) enum Stage {
     Left,
     /// Somebody else owns it
     Lost,
-}
-
-/// A coverage document as this owner keeps it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Covered {
-    pub(crate) coverage: Coverage,
-    pub(crate) version: Option<Version>,
-    pub(crate) beat: u64,
-    pub(crate) dirty: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -576,7 +565,10 @@ impl Tenure {
         let Some(since) = self.sync.disconnected else { return };
         let now = host.store_now();
         let complete = stored >= announced || host.bug(Bug::DrainTrusted);
-        if !complete || self.sync.suspect || now.since(since) > OFFLINE_QUEUE {
+        // What somebody else received in the meantime is not delivered again.
+        let foreign = host.foreign_at.is_some_and(|at| at >= since) && !host.bug(Bug::NodeTrusted);
+        let suspect = self.sync.suspect || foreign;
+        if !complete || suspect || now.since(since) > OFFLINE_QUEUE {
             // WhatsApp's clock may be another than the store's.
             let from = since.as_secs().saturating_sub(CLOCK_SLACK);
             let from = self.sync.last_before.map_or(from, |last| from.min(last));
@@ -818,8 +810,7 @@ impl Tenure {
                 Companion::Alias => {}
                 Companion::Coverage(thread) => {
                     if let Some(covered) = self.coverage.get_mut(thread) {
-                        covered.version = *version;
-                        covered.beat += 1;
+                        covered.written(*version);
                     }
                     self.note_compared(thread);
                 }
@@ -842,7 +833,7 @@ impl Tenure {
         let latest = self.sync.gaps_of(thread).last().map_or(0, |gap| gap.seq);
         let compared = self.coverage.get(thread).is_some_and(|covered| {
             let coverage = &covered.coverage;
-            !covered.dirty && coverage.is_live() && coverage.applied_gap() >= latest
+            covered.is_saved() && coverage.is_live() && coverage.applied_gap() >= latest
         });
         if compared {
             self.clean.insert(thread.clone());
@@ -864,10 +855,7 @@ impl Tenure {
                 Companion::Coverage(thread) => {
                     // What was not written is still to be written, unless somebody else did.
                     let Some(covered) = self.coverage.get_mut(thread) else { continue };
-                    covered.dirty = true;
-                    if let Some(doc) = doc
-                        && doc.map(|d| d.version) != covered.version
-                    {
+                    if !covered.refused(doc) {
                         self.coverage.remove(thread);
                     }
                 }
@@ -904,10 +892,9 @@ impl Tenure {
         let account = &self.id;
         self.coverage
             .iter_mut()
-            .filter(|(_, covered)| covered.dirty)
+            .filter(|(_, covered)| covered.is_unsaved())
             .take(MAX_COVERAGE_WRITES)
             .filter_map(|(thread, covered)| {
-                covered.dirty = false;
                 Some((Companion::Coverage(thread.clone()), covered.write(account, thread)?))
             })
             .collect()
@@ -915,20 +902,6 @@ impl Tenure {
 
     fn route(&self, route: AccountRoute) -> Route {
         Route::Account(self.id.clone(), route)
-    }
-}
-
-impl Covered {
-    /// A coverage document as it was read.
-    pub(crate) fn parse(doc: Option<&Document>) -> Self {
-        let (coverage, beat) = doc.map_or_else(Default::default, |d| Coverage::parse(&d.fields));
-        Self { coverage, version: doc.map(|d| d.version), beat, dirty: false }
-    }
-
-    pub(crate) fn write(&self, account: &AccountId, thread: &ThreadId) -> Option<Write> {
-        let path = crate::doc::DocPath::new(&account.coverage(), thread.as_str()).ok()?;
-        let precondition = self.version.map_or(Precondition::Absent, Precondition::Version);
-        Some(Write::merge(path, precondition, self.coverage.to_fields(self.beat + 1)))
     }
 }
 

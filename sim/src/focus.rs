@@ -3,7 +3,7 @@
 use crate::chance::Chance;
 use crate::clock::{ClockPlan, Real};
 use crate::scenario::{
-    AccountPlan, Fault, InstancePlan, Kind, Pace, Regime, Scenario, StorePlan, Target,
+    AccountPlan, Fault, InstancePlan, Kind, NodePlan, Pace, Regime, Scenario, StorePlan, Target,
 };
 
 const SECOND: u64 = 1_000;
@@ -92,6 +92,30 @@ pub fn handovers(seed: u64) -> Scenario {
     s
 }
 
+/// A Node instance has the accounts for a while, and cannot read all that comes.
+pub fn migrations(seed: u64) -> Scenario {
+    let mut c = Chance::of(seed, "migrations");
+    let mut s = calm(seed, 2, 2);
+    s.pace = Pace { shared: c.permille(500), spacing: Some(5 * SECOND), ..s.pace };
+    let start = c.between(2, 6) * MINUTE;
+    let end = start + c.between(5, 10) * MINUTE;
+    s.node = Some(NodePlan {
+        start: Real(start),
+        end: Real(end),
+        crash: c.permille(500),
+        wall_offset: 0,
+        serves: true,
+    });
+    for account in &mut s.accounts {
+        (account.threads, account.messages) = (3, 20_000);
+    }
+    s.end = Real(80 * MINUTE);
+    // Ours stop in time, as whoever migrates back and forth sees to.
+    fault(&mut s, Kind::Stop, Target::All, start - 10 * SECOND, 40 * SECOND);
+    fault(&mut s, Kind::Undecryptable, Target::All, start + MINUTE, end - start - MINUTE);
+    s
+}
+
 /// Runs that take longer than a tick's interval.
 pub fn slow_runs(seed: u64) -> Scenario {
     let mut s = calm(seed, 1, 6);
@@ -165,7 +189,7 @@ mod tests {
 
     #[test]
     fn nothing_is_wrong_in_them_by_themselves() {
-        for world in [crashes, failing, handovers, slow_runs] {
+        for world in [crashes, failing, handovers, migrations, slow_runs] {
             let violations = outcome(world(1), None).violations;
             assert!(violations.is_empty(), "{violations:#?}");
         }

@@ -88,6 +88,7 @@ impl Variant {
             Self::Core(bug) => match bug {
                 Bug::AcquireNotTiedToSession => &["S1", "S2", "S3"],
                 Bug::AnchorAtOldest | Bug::DrainTrusted | Bug::MarkerMissing => &["L6"],
+                Bug::NodeTrusted => &["L6"],
                 Bug::CapCountedLate | Bug::EndlessTries | Bug::OverlappingTicks => &["S7"],
                 Bug::ConnectBeforeOwnership | Bug::JitterIgnoresDisconnect => &["S5"],
                 Bug::CutBeforeFilter | Bug::OrderBySuccessAlone => &["L4"],
@@ -126,6 +127,7 @@ impl Variant {
     /// The world of a seed in which it is looked for: mostly any.
     pub fn world(self, seed: u64) -> Scenario {
         match self {
+            Self::Core(Bug::NodeTrusted) => focus::migrations(seed),
             Self::Core(Bug::OrderBySuccessAlone) => focus::failing(seed),
             Self::Core(Bug::OverlappingTicks) => focus::slow_runs(seed),
             Self::Core(Bug::RunningTrusted) => focus::crashes(seed),
