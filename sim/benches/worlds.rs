@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sim::campaign::{self, Stopwatch};
+use sim::campaign::{self, Stopwatch, Tier};
 use sim::clock::Real;
 use sim::report::Report;
 use sim::scenario::Scenario;
@@ -48,7 +48,7 @@ fn main() {
         return;
     }
     let seeds = 0..300;
-    let summary = campaign::run(seeds.clone(), 1, |_| ());
+    let summary = campaign::run(Tier::One, seeds.clone(), 1, |_| ());
     println!(
         "seeds {}..{}: {:.1} worlds/s, {} : 1, {} events/s, {} failed",
         seeds.start,

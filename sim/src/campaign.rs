@@ -18,8 +18,14 @@ use crate::trace::Trace;
 use crate::variant::Variant;
 use crate::world::World;
 
-/// A campaign of at least this many seeds has to reach everything that happens sometimes.
-pub const LARGE: u64 = 2_000;
+/// Which of the two kinds of worlds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub enum Tier {
+    /// The bare core in an event queue
+    One,
+    /// Driver and core in nodes of a simulated network
+    Two,
+}
 
 /// Every so many worlds, all that happens to a process happens to a double of it too.
 const SHADOWED: u64 = 8;
@@ -30,6 +36,10 @@ const FIRST: usize = 40;
 /// What came of a campaign.
 #[derive(Clone, Debug, Serialize)]
 pub struct Summary {
+    /// In which worlds
+    pub tier: Tier,
+    /// How many there were
+    pub worlds: u64,
     /// The seeds, the end not included
     pub seeds: Range<u64>,
     /// Threads that ran them
@@ -83,10 +93,16 @@ pub struct Failure {
 }
 
 impl Summary {
-    /// Whether something was violated, or a campaign that is large enough missed something.
+    /// Whether something was violated, a world was left out, or a campaign that is large enough
+    /// missed something.
     pub fn is_failed(&self) -> bool {
-        let large = self.seeds.end - self.seeds.start >= LARGE;
-        self.failed_seeds > 0 || (large && !self.never_reached.is_empty())
+        let missing = self.worlds < self.seeds.end - self.seeds.start;
+        self.failed_seeds > 0 || missing || (self.is_large() && !self.never_reached.is_empty())
+    }
+
+    /// Whether it has to reach everything that happens sometimes.
+    pub fn is_large(&self) -> bool {
+        self.worlds >= self.tier.large()
     }
 
     /// The summary as text for machines.
@@ -95,18 +111,35 @@ impl Summary {
     }
 }
 
+impl Tier {
+    /// A campaign of at least this many worlds has to reach everything that happens sometimes.
+    pub const fn large(self) -> u64 {
+        match self {
+            Self::One => 2_000,
+            Self::Two => 200,
+        }
+    }
+
+    fn outcome(self, scenario: Scenario) -> Report {
+        match self {
+            Self::One => outcome(scenario, None),
+            Self::Two => outcome_in_tier_2(scenario),
+        }
+    }
+}
+
 /// Runs a world for every seed, on `jobs` threads. `done` is called after each.
-pub fn run(seeds: Range<u64>, jobs: usize, done: impl Fn(u64) + Sync) -> Summary {
+pub fn run(tier: Tier, seeds: Range<u64>, jobs: usize, done: impl Fn(u64) + Sync) -> Summary {
     let stopwatch = Stopwatch::start();
     let tallies = in_parallel(seeds.clone(), jobs, Tally::default, |tally, seed| {
-        tally.add(&outcome(swarm::scenario(seed), None));
+        tally.add(&tier.outcome(swarm::scenario(seed)));
         done(seed);
     });
     let mut all = Tally::default();
     for tally in tallies {
         all.merge(tally);
     }
-    all.summary(seeds, jobs, stopwatch.elapsed())
+    all.summary(tier, seeds, jobs, stopwatch.elapsed())
 }
 
 /// Runs one world. A panic in it is a violation like any other, and a scenario whose settings do
@@ -119,6 +152,24 @@ pub fn outcome(scenario: Scenario, variant: Option<Variant>) -> Report {
         Ok(world) => world.breaking(variant).run().0,
         Err(errors) => violated(seed, "settings", errors.to_string()),
     };
+    unless_it_panics(seed, run)
+}
+
+#[cfg(madsim)]
+fn outcome_in_tier_2(scenario: Scenario) -> Report {
+    let seed = scenario.seed;
+    unless_it_panics(seed, || match crate::tier2::run(scenario, Trace::default()) {
+        Ok((report, _)) => report,
+        Err(errors) => violated(seed, "settings", errors.to_string()),
+    })
+}
+
+#[cfg(not(madsim))]
+fn outcome_in_tier_2(scenario: Scenario) -> Report {
+    violated(scenario.seed, "settings", "this program was built without `--cfg madsim`".into())
+}
+
+fn unless_it_panics(seed: u64, run: impl FnOnce() -> Report) -> Report {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|cause| {
         let said = cause.downcast_ref::<String>().map(String::as_str);
         let text = said.or_else(|| cause.downcast_ref::<&str>().copied()).unwrap_or("panicked");
@@ -172,6 +223,7 @@ impl Stopwatch {
 
 #[derive(Default)]
 struct Tally {
+    worlds: u64,
     simulated_ms: u64,
     events: u64,
     faults: BTreeMap<&'static str, u64>,
@@ -182,6 +234,7 @@ struct Tally {
 
 impl Tally {
     fn add(&mut self, report: &Report) {
+        self.worlds += 1;
         self.simulated_ms += report.simulated_ms;
         self.events += report.events;
         self.sometimes.add(&report.sometimes);
@@ -208,6 +261,7 @@ impl Tally {
     }
 
     fn merge(&mut self, other: Self) {
+        self.worlds += other.worlds;
         self.simulated_ms += other.simulated_ms;
         self.events += other.events;
         self.sometimes.add(&other.sometimes);
@@ -223,7 +277,7 @@ impl Tally {
         }
     }
 
-    fn summary(self, seeds: Range<u64>, jobs: usize, wall: Duration) -> Summary {
+    fn summary(self, tier: Tier, seeds: Range<u64>, jobs: usize, wall: Duration) -> Summary {
         let per_second = |count: u64| count as f64 / wall.as_secs_f64().max(1e-9);
         let mut faults: BTreeMap<_, _> = (0..Kind::COUNT).map(|i| (Kind::name(i), 0)).collect();
         faults.extend(self.faults);
@@ -240,13 +294,15 @@ impl Tally {
         }
         first_failures.sort();
         Summary {
+            tier,
+            worlds: self.worlds,
             jobs,
             simulated_ms: self.simulated_ms,
             events: self.events,
             wall_ms: wall.as_millis() as u64,
             simulated_to_real: (per_second(self.simulated_ms) / 1_000.0) as u64,
             events_per_second: per_second(self.events) as u64,
-            seeds_per_second: per_second(seeds.end - seeds.start),
+            seeds_per_second: per_second(self.worlds),
             faults,
             never_reached: sometimes.iter().filter(|(_, n)| **n == 0).map(|(k, _)| *k).collect(),
             sometimes,
@@ -299,7 +355,7 @@ mod tests {
                 part.iter().for_each(|report| tally.add(report));
                 all.merge(tally);
             }
-            all.summary(0..20, 1, Duration::from_secs(2))
+            all.summary(Tier::One, 0..20, 1, Duration::from_secs(2))
         };
         let (left, right) = reports.split_at(7);
         let summary = count(&[&reports]);
@@ -314,8 +370,19 @@ mod tests {
 
     #[test]
     fn only_a_large_campaign_has_to_reach_everything() {
-        let summary = |seeds| Tally::default().summary(seeds, 1, Duration::from_secs(1));
-        assert!(!summary(0..LARGE - 1).is_failed());
-        assert!(summary(0..LARGE).is_failed());
+        for tier in [Tier::One, Tier::Two] {
+            let summary = |worlds| {
+                let tally = Tally { worlds, ..Tally::default() };
+                tally.summary(tier, 0..worlds, 1, Duration::from_secs(1))
+            };
+            assert!(!summary(tier.large() - 1).is_failed());
+            assert!(summary(tier.large()).is_failed());
+        }
+    }
+
+    #[test]
+    fn a_campaign_that_leaves_worlds_out_fails() {
+        let tally = Tally { worlds: 9, ..Tally::default() };
+        assert!(tally.summary(Tier::One, 0..10, 1, Duration::from_secs(1)).is_failed());
     }
 }

@@ -12,7 +12,7 @@ mod documents;
 mod eventually;
 mod messages;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use backfill_core::doc::{Document, Write};
@@ -95,6 +95,8 @@ struct Process {
     believed: Option<(BootId, Real)>,
     /// By position, since when the account's connection is closed as it says itself
     closed: Vec<Real>,
+    /// Positions of accounts of which it was told that their credentials lie on its host
+    credentials: BTreeSet<u16>,
     /// Ticks of backfills so far, and whether the last one left some for later
     ticks: u64,
     cut: bool,
@@ -176,11 +178,36 @@ impl Checker {
         here.filter(|(_, at)| **at == Some(instance)).map(|(account, _)| account.number).collect()
     }
 
-    /// The credentials of an account lie on the host of this instance now, or nowhere.
-    pub fn credentials(&mut self, account: u16, at: Option<u8>) {
+    /// An account was linked: its credentials lie on the host of the instance that did, if that
+    /// is still there.
+    pub fn linked(&mut self, account: u16, by: Option<u8>) {
         let position = self.position(account);
         if let Some(credentials) = self.credentials.get_mut(usize::from(position)) {
-            *credentials = at;
+            *credentials = by;
+        }
+        if let Some(instance) = by {
+            self.told_of_credentials(instance, position, true);
+        }
+    }
+
+    /// The host of an instance has no credentials of the account any more, and the instance knows.
+    pub fn unlinked(&mut self, account: u16, instance: u8) {
+        let position = self.position(account);
+        let credentials = self.credentials.get_mut(usize::from(position));
+        if let Some(credentials) = credentials.filter(|at| **at == Some(instance)) {
+            *credentials = None;
+        }
+        self.told_of_credentials(instance, position, false);
+    }
+
+    fn told_of_credentials(&mut self, instance: u8, position: u16, here: bool) {
+        let processes = self.processes.iter_mut();
+        for process in processes.filter(|p| p.alive && p.instance == instance) {
+            if here {
+                process.credentials.insert(position);
+            } else {
+                process.credentials.remove(&position);
+            }
         }
     }
 
@@ -227,6 +254,11 @@ impl Checker {
             passed_over: false,
             believed: None,
             closed: vec![Real::ZERO; self.accounts.len()],
+            credentials: (0_u16..)
+                .zip(&self.credentials)
+                .filter(|(_, at)| **at == Some(instance))
+                .map(|(position, _)| position)
+                .collect(),
             ticks: 0,
             cut: false,
         });

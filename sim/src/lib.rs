@@ -6,7 +6,6 @@ pub mod checker;
 pub mod clock;
 pub mod faults;
 pub mod focus;
-pub mod known;
 pub mod meta;
 pub mod model;
 pub mod mutants;

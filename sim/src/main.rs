@@ -10,14 +10,16 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::thread;
 
+use backfill_core::policy::PolicyErrors;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
-use sim::campaign::{self, LARGE, Summary};
+use sim::campaign::{self, Summary, Tier};
 use sim::clock::Real;
 use sim::meta::{self, Comparison};
 use sim::mutants;
 use sim::picture::Picture;
 use sim::regression::Regression;
+use sim::report::Report;
 use sim::scenario::Scenario;
 use sim::shrink;
 use sim::story::{self, Weight, clock, masked};
@@ -40,6 +42,10 @@ enum Command {
     /// Run a world for every seed; fails if one violates something, or if a large campaign never
     /// reaches something that has to happen sometimes
     Campaign {
+        /// In which worlds: 1, the bare core in an event queue; 2, driver and core in nodes of a
+        /// simulated network
+        #[arg(long, value_name = "N", value_parser = tier, default_value = "1")]
+        tier: Tier,
         /// Which seeds
         #[arg(long, value_name = "A..B", allow_hyphen_values = true, default_value = "0..2000")]
         seeds: Seeds,
@@ -71,6 +77,10 @@ enum Command {
     },
     /// Tell what happens in one world, or draw it; fails if it violates something
     Replay {
+        /// In which world: 1, the bare core in an event queue; 2, driver and core in nodes of a
+        /// simulated network
+        #[arg(long, value_name = "N", value_parser = tier, default_value = "1")]
+        tier: Tier,
         #[command(flatten)]
         world: Which,
         /// Draw it, as one HTML file, instead of telling it
@@ -142,19 +152,21 @@ struct Jobs {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
-        Command::Campaign { seeds, jobs, out } => run_campaign(seeds.0, jobs.count(), out),
+        Command::Campaign { tier, seeds, jobs, out } => {
+            run_campaign(tier, seeds.0, jobs.count(), out)
+        }
         Command::Meta { seeds } => run_meta(seeds.0),
         Command::Mutants { seeds, jobs, only, out } => {
             run_mutants(seeds.0, jobs.count(), only, out)
         }
-        Command::Replay { world, html, from, to, account, instance, verbose } => {
+        Command::Replay { tier, world, html, from, to, account, instance, verbose } => {
             let least = match verbose {
                 0 => Weight::Plain,
                 1 => Weight::Detail,
                 _ => Weight::Routine,
             };
             let times = from.0..to.map_or(Real::NEVER, |to| to.0);
-            replay(&world, html, &Chosen { least, times, account, instance })
+            replay(tier, &world, html, &Chosen { least, times, account, instance })
         }
         Command::Shrink { world, check, out } => run_shrink(&world, check, &out),
         Command::Trace { seed } => {
@@ -204,9 +216,14 @@ impl Failed {
     }
 }
 
-fn run_campaign(seeds: Range<u64>, jobs: usize, out: Option<PathBuf>) -> Result<Verdict, Failed> {
+fn run_campaign(
+    tier: Tier,
+    seeds: Range<u64>,
+    jobs: usize,
+    out: Option<PathBuf>,
+) -> Result<Verdict, Failed> {
     let bar = progress(seeds.end - seeds.start, "worlds");
-    let summary = campaign::run(seeds, jobs, |_| bar.inc(1));
+    let summary = campaign::run(tier, seeds, jobs, |_| bar.inc(1));
     bar.finish_and_clear();
     say(&campaign_text(&summary))?;
     write_file(out.as_deref(), &summary.to_json())?;
@@ -216,7 +233,7 @@ fn run_campaign(seeds: Range<u64>, jobs: usize, out: Option<PathBuf>) -> Result<
 fn campaign_text(s: &Summary) -> String {
     let mut out = format!(
         "{} worlds, {} simulated in {:.1} s: {} : 1, {} events/s, {:.1} worlds/s\n",
-        s.seeds.end - s.seeds.start,
+        s.worlds,
         story::span(s.simulated_ms),
         s.wall_ms as f64 / 1_000.0,
         s.simulated_to_real,
@@ -229,8 +246,7 @@ fn campaign_text(s: &Summary) -> String {
     out += &format!("faults: {}\n", list(&mut s.faults.iter()));
     out += &format!("sometimes: {}\n", list(&mut s.sometimes.iter()));
     if !s.never_reached.is_empty() {
-        let fails = s.seeds.end - s.seeds.start >= LARGE;
-        let why = if fails { "" } else { " (too few worlds for that to be a failure)" };
+        let why = if s.is_large() { "" } else { " (too few worlds for that to be a failure)" };
         out += &format!("never reached{why}: {}\n", s.never_reached.join(", "));
     }
     if s.failed_seeds == 0 {
@@ -297,11 +313,23 @@ fn run_mutants(
     Ok(Verdict::good_if(caught == found.len()))
 }
 
-fn replay(which: &Which, html: Option<PathBuf>, chosen: &Chosen) -> Result<Verdict, Failed> {
+fn replay(
+    tier: Tier,
+    which: &Which,
+    html: Option<PathBuf>,
+    chosen: &Chosen,
+) -> Result<Verdict, Failed> {
     let (scenario, variant) = which.world()?;
-    let world = World::new(scenario.clone(), Trace::recording())
-        .map_err(|errors| Failed::because(format!("the scenario's settings: {errors}")))?;
-    let (report, trace) = world.breaking(variant).run();
+    let ran = match (tier, variant) {
+        (Tier::One, _) => World::new(scenario.clone(), Trace::recording())
+            .map(|world| world.breaking(variant).run()),
+        (Tier::Two, None) => in_tier_2(&scenario)?,
+        (Tier::Two, Some(_)) => {
+            return Err(Failed::because("--bug: known bugs are broken in tier 1 only"));
+        }
+    };
+    let (report, trace) =
+        ran.map_err(|errors| Failed::because(format!("the scenario's settings: {errors}")))?;
     if let Some(path) = html {
         let picture = Picture::new(&scenario, variant, &report, &trace);
         write_file(Some(&path), &picture.to_html())?;
@@ -324,6 +352,16 @@ fn replay(which: &Which, html: Option<PathBuf>, chosen: &Chosen) -> Result<Verdi
         print().map_err(Failed::output)?;
     }
     Ok(Verdict::good_if(report.violations.is_empty()))
+}
+
+#[cfg(madsim)]
+fn in_tier_2(scenario: &Scenario) -> Result<Result<(Report, Trace), PolicyErrors>, Failed> {
+    Ok(sim::tier2::run(scenario.clone(), Trace::recording()))
+}
+
+#[cfg(not(madsim))]
+fn in_tier_2(_: &Scenario) -> Result<Result<(Report, Trace), PolicyErrors>, Failed> {
+    Err(Failed::because("--tier 2: this program was built without `--cfg madsim`"))
 }
 
 fn run_shrink(which: &Which, check: Option<&str>, out: &Path) -> Result<Verdict, Failed> {
@@ -449,6 +487,14 @@ impl std::error::Error for Wrong {}
 
 fn seed(text: &str) -> Result<u64, Wrong> {
     text.parse().map_err(|_| Wrong(format!("a whole number from 0 to {}", u64::MAX)))
+}
+
+fn tier(text: &str) -> Result<Tier, Wrong> {
+    match text {
+        "1" => Ok(Tier::One),
+        "2" => Ok(Tier::Two),
+        _ => Err(Wrong("1 or 2".into())),
+    }
 }
 
 fn threads(text: &str) -> Result<NonZeroUsize, Wrong> {

@@ -387,13 +387,17 @@ impl World {
     fn linked(&mut self, account: u16) {
         let by = self.net.connection(account).map(|key| key.process as usize);
         let at = by.and_then(|p| self.processes.get(p)).map(|process| process.instance);
-        self.checker.credentials(account, at);
+        self.checker.linked(account, at);
     }
 
     /// The credentials of an account lie on a process's host from now on, or not any more.
     fn credentials(&mut self, p: u32, account: u16, here: bool) {
         let instance = self.processes[p as usize].instance;
-        self.checker.credentials(account, here.then_some(instance));
+        if here {
+            self.checker.linked(account, Some(instance));
+        } else {
+            self.checker.unlinked(account, instance);
+        }
         let told = Input::Credentials(AccountPlan::account(account), here);
         self.feed(p, told, Touched::NOTHING);
     }

@@ -11,10 +11,11 @@ use sim::variant::Variant;
 
 #[test]
 fn wrong_arguments_are_named_with_their_value_and_what_is_right() {
-    let cases: [(&[&str], [&str; 3]); 9] = [
+    let cases: [(&[&str], [&str; 3]); 10] = [
         (&["campaign", "--seeds", "5..2"], ["--seeds", "'5..2'", "the end comes after the start"]),
         (&["campaign", "--seeds", "many"], ["--seeds", "'many'", "as in 0..20000"]),
         (&["campaign", "--jobs", "0"], ["--jobs", "'0'", "from 1 on"]),
+        (&["campaign", "--tier", "3"], ["--tier", "'3'", "1 or 2"]),
         (&["replay", "--seed", "-1"], ["--seed", "'-1'", "a whole number from 0"]),
         (&["replay", "--seed", "1", "--from", "9"], ["--from", "'9'", "as in 1:02:03"]),
         (&["replay", "--seed", "1", "--bug", "rain"], ["--bug", "'rain'", "no-renewal"]),

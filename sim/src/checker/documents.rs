@@ -64,8 +64,9 @@ impl Checker {
     ///   the time of the commit that sets it, and is never taken away.
     /// - S9, second half: what carries a compare-and-set changes its document, so that it takes
     ///   effect at most once.
-    /// - S14: where credentials are kept on hosts, nobody becomes owner of a linked account whose
-    ///   credentials lie elsewhere.
+    /// - S14: where credentials are kept on hosts, nobody becomes owner of a linked account who was
+    ///   not told that its credentials lie here. Those of an earlier link may be left over: only
+    ///   WhatsApp knows that they are worthless.
     /// - S11: `running` is set only beside a live lease of a backfill, and not for a run that has
     ///   given its lease back.
     pub fn applied(&mut self, commit: &Applied<'_>, store: &SimStore) {
@@ -288,7 +289,7 @@ impl Checker {
         if let Some(taker) = commit.process
             && let Some(id) = self.ids.get(usize::from(position))
             && let Some(home) = self.credentials[usize::from(position)].filter(|_| self.local)
-            && self.processes[taker as usize].instance != home
+            && !self.processes[taker as usize].credentials.contains(&position)
         {
             let status = store.document(&id.path()).and_then(|doc| doc.str("status"));
             if matches!(status, Some("connected" | "disconnected")) {

@@ -106,7 +106,7 @@ impl Server {
                         // Its credentials lie where its connection ends.
                         let by = truth.net.connection(account).map(|key| key.process as usize);
                         let at = by.and_then(|p| truth.processes.get(p)).map(|p| p.instance);
-                        truth.checker.credentials(account, at);
+                        truth.checker.linked(account, at);
                     }
                 }),
             }
@@ -182,7 +182,7 @@ impl Truth {
             AskWhatsApp::Logout => {
                 self.note_disconnected(account);
                 self.net.log_out(self.now, account);
-                self.checker.credentials(account, None);
+                self.checker.unlinked(account, instance);
                 true
             }
             AskWhatsApp::Send { connection, outbox, thread, wa_id } => {
@@ -243,7 +243,8 @@ impl Truth {
                 self.net.close(account, key);
                 self.checker.disconnected(self.now, key.process, account);
                 if reason == CloseReason::LoggedOut {
-                    self.checker.credentials(account, None);
+                    let instance = self.processes[key.process as usize].instance;
+                    self.checker.unlinked(account, instance);
                 }
                 Brought::Closed(reason)
             }
@@ -274,7 +275,7 @@ impl Truth {
             }
             Delivery::Paired => {
                 let instance = self.processes[key.process as usize].instance;
-                self.checker.credentials(account, Some(instance));
+                self.checker.linked(account, Some(instance));
                 Brought::Paired
             }
             Delivery::Pairing => Brought::Pairing,
