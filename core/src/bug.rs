@@ -46,6 +46,8 @@ bugs! {
     CapCountedLate = "cap-counted-late",
     /// Connecting does not need the account's ownership to be confirmed
     ConnectBeforeOwnership = "connect-before-ownership",
+    /// An account is taken although its credentials lie on another host
+    CredentialsIgnored = "credentials-ignored",
     /// The per-tick cap cuts before accounts in cooldown are filtered out
     CutBeforeFilter = "cut-before-filter",
     /// An expired session is marked dead at first sight
@@ -64,6 +66,8 @@ bugs! {
     FenceMissing = "fence-missing",
     /// Every renewal also touches the account's ownership document
     FenceMovedByRenewal = "fence-moved-by-renewal",
+    /// A run starts although an account shows that other software runs it
+    ForeignLeaseIgnored = "foreign-lease-ignored",
     /// A new WhatsApp id for every attempt to send
     FreshIdPerAttempt = "fresh-id-per-attempt",
     /// Compare-and-set writes leave the document as it is
@@ -106,12 +110,16 @@ bugs! {
     SpacingIgnored = "spacing-ignored",
     /// Account fields are written without compare-and-set
     StatusWithoutCompareAndSet = "status-without-compare-and-set",
+    /// A graceful stop closes everything and leaves the session to expire
+    StopLeavesSession = "stop-leaves-session",
     /// A successor ignores a reservation that is still in flight
     SuccessorIgnoresReservation = "successor-ignores-reservation",
     /// An unknown outcome counts as failure
     UnknownAsFailure = "unknown-as-failure",
     /// An unknown outcome counts as success
     UnknownAsSuccess = "unknown-as-success",
+    /// The next wake-up is asked for a second after something is due
+    WakesLate = "wakes-late",
 }
 
 #[cfg(test)]

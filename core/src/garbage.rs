@@ -12,7 +12,7 @@ use smol_str::SmolStr;
 
 use crate::account;
 use crate::doc::{
-    CollectionPath, Comparison, DocPath, Document, Precondition, Query, Version, Write,
+    CollectionPath, Comparison, Cursor, DocPath, Document, Precondition, Query, Version, Write,
 };
 use crate::host::{Host, Route};
 use crate::id::AccountId;
@@ -25,6 +25,9 @@ use crate::time::Mono;
 pub(crate) struct Garbage {
     /// Not before this
     next: Mono,
+    /// The last one of the page before, unless that was the end: those that are still named must
+    /// not hide the others
+    after: Option<SmolStr>,
     /// Dead for long, and not found named yet
     unnamed: BTreeMap<SmolStr, Version>,
     /// What can name one and has not been read yet
@@ -38,7 +41,9 @@ impl Garbage {
             return;
         }
         self.next = host.now + EVERY;
-        let dead = Query::all(CollectionPath::root("instances"), AT_ONCE);
+        let after = self.after.take().map(|id| Cursor { keys: Vec::new(), id });
+        let all = Query::all(CollectionPath::root("instances"), AT_ONCE);
+        let dead = Query { after, ..all };
         host.query(Route::Garbage, dead.filter(LIVE, Comparison::Equal, false));
     }
 
@@ -50,6 +55,8 @@ impl Garbage {
         accounts: impl Iterator<Item = &'a AccountId>,
     ) {
         let Answer::Found { read_time, docs } = answer else { return };
+        let last = docs.last().filter(|_| docs.len() >= AT_ONCE as usize);
+        self.after = last.map(|doc| doc.path.id().into());
         self.unnamed = docs
             .iter()
             .filter(|doc| read_time.since(doc.update_time) > AGE)

@@ -58,6 +58,8 @@ pub(crate) enum Route {
     GarbageNames(usize),
     /// Nobody waits for it
     Nobody,
+    /// Messages of this account that somebody claimed
+    OutboxClaimed(AccountId),
     OutboxPoll,
     PollLock,
     PollSessions,

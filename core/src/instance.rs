@@ -151,6 +151,9 @@ struct Scan {
 struct OutboxPoll {
     under_way: bool,
     again: bool,
+    pages: u32,
+    /// Where the next one goes on, if the last did not come to the end
+    after: Option<Cursor>,
 }
 
 impl Instance {
@@ -247,7 +250,9 @@ impl Instance {
         if self.stopped {
             return None;
         }
-        let timer = self.host.timers.next().map(|(at, timer)| (at, Reason::Timer(timer.name())));
+        let late = Duration::from_secs(u64::from(self.host.bug(Bug::WakesLate)));
+        let next = self.host.timers.next();
+        let timer = next.map(|(at, timer)| (at + late, Reason::Timer(timer.name())));
         let request = self.host.next_expiry().map(|at| (at, Reason::Request));
         match (timer, request) {
             (Some(timer), Some(request)) if request.0 < timer.0 => Some(request),
@@ -342,7 +347,8 @@ impl Instance {
             }
             Route::GarbageNames(count) => self.garbage.on_read(&mut self.host, count, answer),
             Route::Nobody => {}
-            Route::OutboxPoll => self.on_outbox(answer),
+            Route::OutboxClaimed(account) => self.on_processing(account, answer),
+            Route::OutboxPoll => self.on_queued(answer),
             Route::PollLock => self.on_lock(answer),
             Route::PollSessions => self.on_sessions(answer),
             Route::ScanAccounts => self.on_accounts(answer),
@@ -486,7 +492,7 @@ impl Instance {
         if connected != self.connected.contains(id) {
             if connected {
                 self.connected.insert(id.clone());
-                self.host.query(Route::OutboxPoll, outbox::processing(id));
+                self.host.query(Route::OutboxClaimed(id.clone()), outbox::processing(id, None));
                 self.poll_outbox();
             } else {
                 self.connected.remove(id);
@@ -800,7 +806,7 @@ impl Instance {
         }
         let timeout = self.host.policy.stop_timeout;
         self.host.in_ms(Timer::StopTimeout, timeout);
-        if self.session.is_unborn() {
+        if self.session.is_unborn() || self.host.bug(Bug::StopLeavesSession) {
             // Another try to create it was to come; there is nothing to end.
             self.end_boot(true);
             return;
@@ -1524,15 +1530,46 @@ impl Instance {
             return;
         }
         self.outbox.under_way = true;
-        let query = outbox::queued(self.host.store_now() + outbox::CLOCK_LAG);
+        self.outbox.pages = 0;
+        let after = self.outbox.after.take();
+        self.read_outbox(after);
+    }
+
+    fn read_outbox(&mut self, after: Option<Cursor>) {
+        self.outbox.pages += 1;
+        let query = outbox::queued(self.host.store_now() + outbox::CLOCK_LAG, after);
         self.host.query(Route::OutboxPoll, query);
     }
 
-    fn on_outbox(&mut self, answer: Answer) {
-        self.outbox.under_way = false;
-        if std::mem::take(&mut self.outbox.again) {
-            self.poll_outbox();
+    fn on_queued(&mut self, answer: Answer) {
+        let after = match &answer {
+            Answer::Found { docs, .. } => outbox::after_queued(docs),
+            _ => None,
+        };
+        if after.is_some() && self.outbox.pages < outbox::PAGES_PER_POLL {
+            self.read_outbox(after);
+        } else {
+            self.outbox.under_way = false;
+            self.outbox.after = after;
+            if std::mem::take(&mut self.outbox.again) {
+                self.poll_outbox();
+            }
         }
+        self.send_found(answer);
+    }
+
+    fn on_processing(&mut self, account: AccountId, answer: Answer) {
+        if let Answer::Found { docs, .. } = &answer
+            && let after @ Some(_) = outbox::after_processing(docs)
+            && self.connected.contains(&account)
+        {
+            let query = outbox::processing(&account, after);
+            self.host.query(Route::OutboxClaimed(account), query);
+        }
+        self.send_found(answer);
+    }
+
+    fn send_found(&mut self, answer: Answer) {
         let Answer::Found { read_time, docs } = answer else { return };
         for doc in &docs {
             let Some(id) = doc.str("accountId").and_then(|id| AccountId::parse(id).ok()) else {
@@ -1560,7 +1597,8 @@ impl Account {
 
 /// Whether an account can be served only where its credentials lie.
 fn needs_credentials(host: &Host, record: &Record) -> bool {
-    host.policy.credentials == Credentials::Local && record.is_paired()
+    let local = host.policy.credentials == Credentials::Local;
+    local && record.is_paired() && !host.bug(Bug::CredentialsIgnored)
 }
 
 const ACCOUNTS_PER_PAGE: u32 = 300;

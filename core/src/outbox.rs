@@ -8,8 +8,8 @@ use smol_str::SmolStr;
 use crate::alias::{Alias, outbound_wa_id};
 use crate::bug::Bug;
 use crate::doc::{
-    CollectionPath, Comparison, Direction, Document, FieldOp, FieldPath, Precondition, Query,
-    Value, Version, Write,
+    CollectionPath, Comparison, Cursor, Direction, Document, FieldOp, FieldPath, Precondition,
+    Query, Value, Version, Write,
 };
 use crate::host::{AccountRoute, Host};
 use crate::id::{AccountId, MessageId, OutboxId, ThreadId};
@@ -37,21 +37,35 @@ enum End {
     Sent,
 }
 
-/// The messages that wait to be sent, of all accounts.
-pub(crate) fn queued(now: StoreTime) -> Query {
-    Query::all(CollectionPath::root("outbox"), POLL_LIMIT)
+/// The messages that wait to be sent, of all accounts, from a position on.
+pub(crate) fn queued(now: StoreTime, after: Option<Cursor>) -> Query {
+    Query { after, ..Query::all(CollectionPath::root("outbox"), POLL_LIMIT) }
         .filter(STATUS, Comparison::Equal, "queued")
         .filter(NEXT_ATTEMPT_AT, Comparison::LessOrEqual, now)
         .order_by(NEXT_ATTEMPT_AT, Direction::Ascending)
         .select(wanted())
 }
 
-/// The messages that somebody claimed and has not finished, of one account.
-pub(crate) fn processing(account: &AccountId) -> Query {
-    Query::all(CollectionPath::root("outbox"), POLL_LIMIT)
+/// Where to go on after a page of messages that wait, unless it was the last: most of them may be
+/// of accounts that are not served here, or nowhere.
+pub(crate) fn after_queued(page: &[Arc<Document>]) -> Option<Cursor> {
+    let last = page.last().filter(|_| page.len() >= POLL_LIMIT as usize)?;
+    let key = last.value(NEXT_ATTEMPT_AT.as_str())?.clone();
+    Some(Cursor { keys: vec![key], id: last.path.id().into() })
+}
+
+/// The messages that somebody claimed and has not finished, of one account, from a position on.
+pub(crate) fn processing(account: &AccountId, after: Option<Cursor>) -> Query {
+    Query { after, ..Query::all(CollectionPath::root("outbox"), POLL_LIMIT) }
         .filter(STATUS, Comparison::Equal, "processing")
         .filter(FieldPath::new("accountId"), Comparison::Equal, account.text())
         .select(wanted())
+}
+
+/// Where to go on after a page of messages that somebody claimed, unless it was the last.
+pub(crate) fn after_processing(page: &[Arc<Document>]) -> Option<Cursor> {
+    let last = page.last().filter(|_| page.len() >= POLL_LIMIT as usize)?;
+    Some(Cursor { keys: Vec::new(), id: last.path.id().into() })
 }
 
 impl Tenure {
@@ -175,17 +189,21 @@ impl Tenure {
     }
 }
 
-fn wanted() -> [FieldPath; 7] {
+fn wanted() -> [FieldPath; 8] {
     [
         FieldPath::new("accountId"),
         ATTEMPT_COUNT,
         FieldPath::new("connectionEpoch"),
         FieldPath::new("leaseUntil"),
+        NEXT_ATTEMPT_AT,
         STATUS,
         FieldPath::new("threadId"),
         WA_MESSAGE_ID,
     ]
 }
+
+/// A poll reads at most so many pages; the next goes on where it ended.
+pub(crate) const PAGES_PER_POLL: u32 = 10;
 
 /// How long a poll must have found nothing new before it is repeated at once.
 pub(crate) const HINT_DEBOUNCE: Duration = Duration::from_millis(50);

@@ -8,7 +8,7 @@ use crate::account::{self, Gaps, Record, SyncState};
 use crate::bug::Bug;
 use crate::chain::{Progress, Snapshot};
 use crate::covered::Covered;
-use crate::doc::{Comparison, Document, FieldOp, FieldPath, Query, Value, Version, Write};
+use crate::doc::{Comparison, Cursor, Document, FieldOp, FieldPath, Query, Value, Version, Write};
 use crate::eligibility;
 use crate::host::{AccountRoute, AccountTimer, Host, Route, Timer};
 use crate::id::{AccountId, BootId, Epoch, OutboxId, RequestId, ThreadId};
@@ -244,7 +244,7 @@ impl Tenure {
             }
             AccountTimer::LedgerRetry => self.ledger.on_retry(host),
             AccountTimer::Load => self.load(host),
-            AccountTimer::LoadOpen => self.load_open(host),
+            AccountTimer::LoadOpen => self.load_open(host, None),
             AccountTimer::Phone => self.on_phone_timer(host),
             AccountTimer::Run(kind) => self.on_run_timer(host, kind),
             AccountTimer::Spool => self.pump_spool(host),
@@ -463,13 +463,13 @@ impl Tenure {
     fn ready(&mut self, host: &mut Host) {
         self.stage = Stage::Ready;
         self.holes_left = true;
-        self.load_open(host);
+        self.load_open(host, None);
         host.gateway(&self.id, AccountRoute::Unawaited, GatewayCall::Recover, host.deadline);
         self.want_connection(host);
     }
 
-    fn load_open(&self, host: &mut Host) {
-        let open = Query::all(self.id.coverage(), MAX_OPEN)
+    fn load_open(&self, host: &mut Host, after: Option<Cursor>) {
+        let open = Query { after, ..Query::all(self.id.coverage(), OPEN_PER_PAGE) }
             .filter(FieldPath::new("open"), Comparison::Equal, true)
             .select([FieldPath::new("open")]);
         host.query(self.route(AccountRoute::LoadOpen), open);
@@ -481,6 +481,10 @@ impl Tenure {
             host.in_ms(self.timer(AccountTimer::LoadOpen), Duration::from_secs(5));
             return;
         };
+        let last = docs.last().filter(|_| docs.len() >= OPEN_PER_PAGE as usize);
+        if let Some(last) = last {
+            self.load_open(host, Some(Cursor { keys: Vec::new(), id: last.path.id().into() }));
+        }
         self.holes_left = !docs.is_empty();
         let threads = docs.iter().filter_map(|doc| ThreadId::parse(doc.path.id()).ok());
         self.dirty.extend(threads.filter(|thread| !self.clean.contains(thread)));
@@ -921,5 +925,5 @@ const FIRST_SECOND: i64 = 1;
 const CLOCK_SLACK: i64 = 120;
 /// A commit holds at most this many coverage documents.
 const MAX_COVERAGE_WRITES: usize = 100;
-/// So many threads that an earlier owner left open are looked at.
-const MAX_OPEN: u32 = 200;
+/// So many threads that an earlier owner left open are read at once.
+const OPEN_PER_PAGE: u32 = 200;

@@ -4,5 +4,6 @@
 mod accounts;
 mod closing;
 mod holes;
+mod pages;
 mod rig;
 mod sessions;
