@@ -115,6 +115,8 @@ struct AccountSeen {
     /// The epoch its ownership document shows
     epoch: Epoch,
     owned_since: Option<Real>,
+    /// Since when nobody owns it, if nobody does
+    unowned_since: Real,
     runs_in_quiet: u32,
     deleted: bool,
     /// By anchor, how often the phone was asked without an answer
@@ -133,6 +135,15 @@ struct AccountSeen {
     passed_at: u64,
     /// The boot that owns it, as its document says
     owner: SmolStr,
+}
+
+impl AccountSeen {
+    /// Notes that the account has no owner any more, if it has none.
+    fn note_unowned(&mut self, at: Real) {
+        if self.holders.is_empty() && self.owned_since.take().is_some() {
+            self.unowned_since = at;
+        }
+    }
 }
 
 /// A checker's word for no account.
@@ -295,7 +306,9 @@ impl Checker {
         let holds = std::mem::take(&mut p.holds);
         let asked = p.stop_asked;
         for (position, _) in holds.iter().enumerate().filter(|(_, hold)| hold.is_some()) {
-            self.accounts[position].holders.retain(|holder| *holder != process);
+            let account = &mut self.accounts[position];
+            account.holders.retain(|holder| *holder != process);
+            account.note_unowned(at);
         }
         self.processes[process as usize].holds = vec![None; self.accounts.len()];
         for account in &mut self.accounts {

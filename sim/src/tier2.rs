@@ -124,7 +124,11 @@ async fn direct(scenario: Scenario, trace: Trace) -> Result<(Report, Trace), Pol
         })
         .await;
         match event {
-            Ev::CheckOwners => world.look(|t| t.checker.check_owners(t.now, &t.net)),
+            Ev::CheckOwners => world.look(|t| {
+                if let Some(again) = t.checker.check_owners(t.now, &t.net) {
+                    t.schedule(again, Ev::CheckOwners);
+                }
+            }),
             Ev::End => break,
             Ev::Fault(i, on) => {
                 world.look(|t| t.trace_fault(i, on));

@@ -91,6 +91,7 @@ impl Variant {
                 Bug::NodeTrusted => &["L6"],
                 Bug::CapCountedLate | Bug::EndlessTries | Bug::OverlappingTicks => &["S7"],
                 Bug::ConnectBeforeOwnership | Bug::JitterIgnoresDisconnect => &["S5"],
+                Bug::CredentialsIgnored => &["S14"],
                 Bug::CutBeforeFilter | Bug::OrderBySuccessAlone => &["L4"],
                 Bug::DeadMarkAfterOneLook => &["S1"],
                 Bug::DeadlineFromAnswer | Bug::LapsedBootBelieves => &["S2"],
@@ -99,6 +100,7 @@ impl Variant {
                 Bug::FenceMissing => &["S3"],
                 Bug::FenceMovedByRenewal => &["S3"],
                 Bug::NoRenewal => &["L1"],
+                Bug::ForeignLeaseIgnored => &["S1"],
                 Bug::FreshIdPerAttempt | Bug::SendBeforeClaim => &["S13"],
                 Bug::GuardDoesNotMoveVersion => &["S1", "S9"],
                 Bug::MarginMissing => &["S2"],
@@ -110,8 +112,10 @@ impl Variant {
                 Bug::RunningTrusted => &["L2", "L4"],
                 Bug::SameInstanceIdTrusted => &["S1", "S2"],
                 Bug::StatusWithoutCompareAndSet => &["S9"],
+                Bug::StopLeavesSession => &["L5"],
                 Bug::SuccessorIgnoresReservation => &["S4"],
                 Bug::UnknownAsFailure | Bug::UnknownAsSuccess => &["S9"],
+                Bug::WakesLate => &["S10"],
             },
             Self::Shell(slip) => match slip {
                 Slip::AckBeforeDurable | Slip::FailedWriteOnlyLogged => &["S12"],
@@ -127,7 +131,7 @@ impl Variant {
     /// The world of a seed in which it is looked for: mostly any.
     pub fn world(self, seed: u64) -> Scenario {
         match self {
-            Self::Core(Bug::NodeTrusted) => focus::migrations(seed),
+            Self::Core(Bug::ForeignLeaseIgnored | Bug::NodeTrusted) => focus::migrations(seed),
             Self::Core(Bug::OrderBySuccessAlone) => focus::failing(seed),
             Self::Core(Bug::OverlappingTicks) => focus::slow_runs(seed),
             Self::Core(Bug::RunningTrusted) => focus::crashes(seed),

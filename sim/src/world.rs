@@ -306,7 +306,11 @@ impl World {
                 self.feed(p, Input::Answer(id, answer), touched);
             }
             Ev::Arrive(request) => self.arrive(*request),
-            Ev::CheckOwners => self.checker.check_owners(self.now, &self.net),
+            Ev::CheckOwners => {
+                if let Some(again) = self.checker.check_owners(self.now, &self.net) {
+                    self.queue.push(again, Ev::CheckOwners);
+                }
+            }
             Ev::CheckHandOver(p) => self.checker.check_hand_over(self.now, p, &self.net),
             Ev::Deliver(account, key, delivery) => self.deliver(account, key, delivery),
             Ev::Fault(i, on) => self.fault(i, on),
@@ -786,7 +790,8 @@ impl World {
 impl Process {
     /// Gives the double what the core was given, and says how it differs.
     ///
-    /// S10: the same inputs have the same outputs, and an answer that comes twice has no effect the
+    /// S10: a double that is woken with every input has nothing to do before the time for which it
+    /// asked to be; the same inputs have the same outputs, and an answer that comes twice has no effect the
     /// second time: each request has been answered, or given up, once.
     fn compare(
         &mut self,
@@ -795,6 +800,12 @@ impl Process {
         first: usize,
     ) -> Option<&'static str> {
         let shadow = self.shadow.as_mut()?;
+        if shadow.poll_timeout().is_none_or(|(at, _)| at > mono) {
+            shadow.handle_input(mono, Input::Timeout);
+            if shadow.poll_output().is_some() {
+                return Some("something was due before the time asked for");
+            }
+        }
         let answer = matches!(input, Input::Answer(..)).then(|| input.clone());
         shadow.handle_input(mono, input);
         let same =

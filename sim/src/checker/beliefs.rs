@@ -228,9 +228,7 @@ impl Checker {
             (Some(_), None) => {
                 p.held -= 1;
                 account.holders.retain(|holder| *holder != process);
-                if account.holders.is_empty() {
-                    account.owned_since = None;
-                }
+                account.note_unowned(at);
             }
             (Some(_), Some(_)) | (None, None) => {}
         }

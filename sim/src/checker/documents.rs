@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use backfill_core::doc::{Document, Precondition, WriteOp};
 use backfill_core::id::{BootId, Epoch};
+use backfill_core::io::RunKind;
 use backfill_core::time::StoreTime;
 use smol_str::SmolStr;
 
@@ -13,7 +14,7 @@ use super::{Applied, Checker, NOWHERE};
 use crate::clock::Real;
 use crate::scenario::Regime;
 use crate::store::SimStore;
-use crate::world::node::LABEL;
+use crate::world::node::{self, LABEL};
 
 /// What the documents showed so far.
 #[derive(Clone, Debug, Default)]
@@ -395,6 +396,34 @@ impl Checker {
         }
     }
 
+    /// S1: no run starts while a Node instance shows that it has the account's lease.
+    fn check_foreign_leases(
+        &mut self,
+        commit: &Applied<'_>,
+        number: u16,
+        before: Option<&Document>,
+        after: &Document,
+    ) {
+        let Some(before) = before else { return };
+        for (kind, term) in [
+            (RunKind::AutoBackfill, self.policy.auto_backfill.lease),
+            (RunKind::RecentSync, self.policy.recent_sync.lease),
+        ] {
+            let lease = node::lease(kind);
+            let holder = lease.holder.as_str();
+            if before.str(holder) != Some(LABEL) || after.str(holder).is_none_or(|h| h == LABEL) {
+                continue;
+            }
+            let acquired = before.time(lease.acquired.as_str());
+            let until = before.time(lease.until.as_str()).zip(acquired);
+            if until.is_some_and(|(until, at)| until.min(at + term) > commit.commit_time) {
+                self.violate("S1", commit.at, || {
+                    format!("account {number}: {kind:?} starts while a Node instance has its lease")
+                });
+            }
+        }
+    }
+
     fn account_written(
         &mut self,
         commit: &Applied<'_>,
@@ -418,6 +447,9 @@ impl Checker {
             seen.passed = 0;
         }
         seen.due = (tried + auto.backoff).max(stamp("lastAutoBackfillSuccessAt") + auto.cooldown);
+        if commit.process.is_some() {
+            self.check_foreign_leases(commit, number, before, after);
+        }
         let attempt = after.time("lastAutoBackfillAttemptAt");
         let running = after.bool("lastAutoBackfillStatus.running") == Some(true);
         let was = before.and_then(|doc| doc.time("lastAutoBackfillAttemptAt"));
@@ -438,19 +470,6 @@ impl Checker {
         }
         if !running || attempt == was || commit.process.is_none() {
             return;
-        }
-        let foreign = before.is_some_and(|doc| {
-            let until = doc.time("autoBackfillLeaseUntil");
-            let acquired = doc.time("autoBackfillLeaseAcquiredAt");
-            let term = self.policy.auto_backfill.lease;
-            let until = until.zip(acquired).map(|(until, acquired)| until.min(acquired + term));
-            doc.str("autoBackfillLeaseHolder") == Some(LABEL)
-                && until.is_some_and(|until| until > commit.commit_time)
-        });
-        if foreign {
-            self.violate("S1", commit.at, || {
-                format!("account {number}: a run starts while a Node instance has the lease")
-            });
         }
         let seen = &mut self.accounts[usize::from(position)];
         let starts = seen.starts;

@@ -22,11 +22,13 @@ impl Checker {
     }
 
     /// L1: if an instance has healed, every account with credentials has exactly one owner that
-    /// believes, from the hand-over bound on. Called at that time; and at the end.
-    pub fn check_owners(&mut self, at: Real, net: &WhatsApp) {
+    /// believes, from the hand-over bound on. Called at that time; and at the end. Returns when to
+    /// look again, if an account has just been given back and its next owner has still time.
+    pub fn check_owners(&mut self, at: Real, net: &WhatsApp) -> Option<Real> {
         if self.regime == Regime::Beyond || !self.processes.iter().any(|p| p.alive && !p.paused) {
-            return;
+            return None;
         }
+        let mut again = None;
         for position in 0..self.accounts.len() {
             let seen = &self.accounts[position];
             let account = seen.number;
@@ -41,10 +43,14 @@ impl Checker {
                         .is_some_and(|(_, until)| until > at)
                 })
                 .count();
-            if owners != 1 {
+            let taken_by = seen.unowned_since.after(self.hand_over_after_stop());
+            if owners == 0 && seen.holders.is_empty() && at < taken_by {
+                again = again.max(Some(taken_by));
+            } else if owners != 1 {
                 self.violate("L1", at, || format!("account {account} has {owners} owners"));
             }
         }
+        again
     }
 
     /// Whether the account's credentials lie on a host where nothing runs that can serve it.

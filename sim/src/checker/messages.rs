@@ -474,7 +474,9 @@ impl Checker {
     ///
     /// Counted are messages since `since` that lie before a stored one which is not newer than
     /// `before` (both in seconds), in threads that were known when all had `settled` and were not
-    /// given up. What a process was told that it cannot decrypt, and what it could not note before
+    /// given up, nor in work: a thread that was given up becomes fillable again with a new message,
+    /// so that the rest counts only if there was time for it, which `patience` says in milliseconds
+    /// by the number of requests, since something was last noted about it. What a process was told that it cannot decrypt, and what it could not note before
     /// it ended or lost the account, is lost without a trace.
     fn fillable(
         &self,
@@ -482,8 +484,8 @@ impl Checker {
         window: (i64, i64),
         settled: Real,
         depth: u32,
-        store: &SimStore,
-        net: &WhatsApp,
+        patience: impl Fn(u64) -> u64,
+        (store, net): (&SimStore, &WhatsApp),
     ) -> Fillable {
         let account = self.number(position);
         let (since, before) = window;
@@ -527,9 +529,13 @@ impl Checker {
                     here += 1;
                 }
             }
-            if here > 0 && !self.given_up(position, thread, store, net) {
+            let requests = 1 + u64::from(here.div_ceil(page));
+            let in_work = || {
+                self.noted(position, thread, store, net).is_some_and(|ms| ms < patience(requests))
+            };
+            if here > 0 && !self.given_up(position, thread, store, net) && !in_work() {
                 fillable.messages += here;
-                fillable.requests += 1 + u64::from(here.div_ceil(page));
+                fillable.requests += requests;
                 fillable.newest = Some(MessageRef { thread, index: newest });
             }
         }
@@ -537,14 +543,32 @@ impl Checker {
     }
 
     fn given_up(&self, position: u16, thread: u16, store: &SimStore, net: &WhatsApp) -> bool {
-        let Some(id) = self.ids.get(usize::from(position)) else { return false };
-        [false, true].into_iter().any(|lid| {
-            let thread = net.thread_called(self.number(position), thread, lid);
-            let path = thread.and_then(|t| DocPath::new(&id.coverage(), t.as_str()).ok());
-            path.and_then(|path| store.document(&path)).is_some_and(|doc| {
-                let (coverage, _) = Coverage::parse(&doc.fields);
-                coverage.stretches().iter().any(|stretch| stretch.exhausted)
-            })
+        self.covered(position, thread, store, net).any(|doc| {
+            let (coverage, _) = Coverage::parse(&doc.fields);
+            coverage.stretches().iter().any(|stretch| stretch.exhausted)
+        })
+    }
+
+    /// How long ago something was last noted about a thread, in milliseconds.
+    fn noted(&self, position: u16, thread: u16, store: &SimStore, net: &WhatsApp) -> Option<u64> {
+        let docs = self.covered(position, thread, store, net);
+        let ago = docs.map(|doc| store.last_commit().since(doc.update_time)).min()?;
+        Some(ago.as_millis() as u64)
+    }
+
+    /// What is noted about a thread, under each of its names.
+    fn covered<'a>(
+        &self,
+        position: u16,
+        thread: u16,
+        store: &'a SimStore,
+        net: &WhatsApp,
+    ) -> impl Iterator<Item = &'a Arc<Document>> {
+        let account = self.number(position);
+        let id = self.ids.get(usize::from(position));
+        [false, true].into_iter().filter_map(move |lid| {
+            let thread = net.thread_called(account, thread, lid)?;
+            store.document(&DocPath::new(&id?.coverage(), thread.as_str()).ok()?)
         })
     }
 
@@ -576,16 +600,19 @@ impl Checker {
             let begun = net.linked_since(account).unwrap_or(at).second();
             let since = (at.second() - lookback).max(begun);
             let window = (since, settled.second());
-            let left = self.fillable(position, window, settled, u32::MAX, store, net);
-            if left.messages > 0 && left.requests * each * 2 + cycle < room {
+            let patience = |requests| requests * each * 2 + cycle;
+            let whole = u32::MAX;
+            let left = self.fillable(position, window, settled, whole, patience, (store, net));
+            if left.messages > 0 && patience(left.requests) < room {
                 self.violate("L6", at, || format!("account {account}, lookback: missing {left:?}"));
             }
             let auto = &self.policy.auto_backfill;
             let ticks = self.accounts.len() as u64 / u64::from(auto.max_accounts_per_tick) + 3;
             let wait = auto.cooldown.as_millis() as u64 + ticks * auto.interval.as_millis() as u64;
             let window = (i64::MIN, settled.second());
-            let left = self.fillable(position, window, settled, auto.depth, store, net);
-            if left.messages > 0 && left.requests * each * 3 + wait < room {
+            let patience = |requests| requests * each * 3 + wait;
+            let left = self.fillable(position, window, settled, auto.depth, patience, (store, net));
+            if left.messages > 0 && patience(left.requests) < room {
                 self.violate("L6", at, || format!("account {account}, depth: missing {left:?}"));
             }
         }

@@ -2,7 +2,10 @@
 //! lock and account leases by its own wall clock, no epochs, and deletes on release. One that serves
 //! also connects the accounts and runs backfills, one at a time, under the accounts' lease fields.
 
-use backfill_core::doc::{DocPath, Document, FieldOp, Precondition, Value, Write};
+use std::time::Duration;
+
+use backfill_core::doc::{DocPath, Document, FieldOp, FieldPath, Precondition, Value, Write};
+use backfill_core::io::RunKind;
 use backfill_core::time::StoreTime;
 
 use super::{Ev, World};
@@ -17,8 +20,8 @@ use crate::whatsapp::{ConnKey, WhatsApp};
 pub(crate) struct Node {
     active: bool,
     over: bool,
-    /// The account whose backfill it runs
-    runs: Option<u16>,
+    /// The run under way, and of which account
+    runs: Option<(u16, RunKind)>,
     turns: u16,
 }
 
@@ -44,7 +47,6 @@ pub(crate) const NODE: u32 = u32::MAX - 1;
 /// What it calls itself.
 pub(crate) const LABEL: &str = "node-1";
 const LEASE_MS: i64 = 90_000;
-const RUN_LEASE: std::time::Duration = std::time::Duration::from_secs(900);
 const ACTIVE_LOOK_MS: u64 = 30_000;
 const PASSIVE_LOOK_MS: u64 = 15_000;
 
@@ -156,45 +158,83 @@ impl Node {
         accounts: &[u16],
         shown: impl Fn(u16) -> Option<&'a std::sync::Arc<Document>>,
     ) -> Option<Write> {
-        if let Some(account) = self.runs.take() {
-            return Some(run_ended(account));
+        if let Some(run) = self.runs.take() {
+            return Some(run_ended(run));
         }
         self.turns = self.turns.wrapping_add(1);
-        let account = *accounts.get(usize::from(self.turns) % accounts.len().max(1))?;
+        let kind = match self.turns % 2 {
+            0 => RunKind::RecentSync,
+            _ => RunKind::AutoBackfill,
+        };
+        let account = *accounts.get(usize::from(self.turns / 2) % accounts.len().max(1))?;
         let now = StoreTime::from_millis(wall);
-        let until = shown(account)?.time("autoBackfillLeaseUntil");
-        if until.is_some_and(|until| until > now) {
+        let lease = lease(kind);
+        if shown(account)?.time(lease.until.as_str()).is_some_and(|until| until > now) {
             return None;
         }
-        self.runs = Some(account);
-        let status = Value::map([
-            ("running", Value::from(true)),
-            ("startedAt", now.into()),
-            ("trigger", "periodic".into()),
-            ("holder", LABEL.into()),
-        ]);
-        let fields = vec![
-            ("autoBackfillLeaseUntil".into(), (now + RUN_LEASE).into()),
-            ("autoBackfillLeaseHolder".into(), Value::from(LABEL).into()),
-            ("autoBackfillLeaseAcquiredAt".into(), FieldOp::ServerTime),
-            ("lastAutoBackfillAttemptAt".into(), FieldOp::ServerTime),
-            ("lastAutoBackfillStatus".into(), status.into()),
+        self.runs = Some((account, kind));
+        let mut fields = vec![
+            (lease.until, (now + lease.term).into()),
+            (lease.holder, Value::from(LABEL).into()),
+            (lease.acquired, FieldOp::ServerTime),
         ];
+        if kind == RunKind::AutoBackfill {
+            let status = Value::map([
+                ("running", Value::from(true)),
+                ("startedAt", now.into()),
+                ("trigger", "periodic".into()),
+                ("holder", LABEL.into()),
+            ]);
+            fields.push(("lastAutoBackfillAttemptAt".into(), FieldOp::ServerTime));
+            fields.push(("lastAutoBackfillStatus".into(), status.into()));
+        }
         Some(Write::merge(AccountPlan::account(account).path(), Precondition::Any, fields))
     }
 }
 
-fn run_ended(account: u16) -> Write {
-    let status = Value::map([("ok", Value::from(true)), ("running", Value::from(false))]);
-    let fields = vec![
-        ("autoBackfillLeaseUntil".into(), Value::Null.into()),
-        ("autoBackfillLeaseHolder".into(), Value::Null.into()),
-        ("autoBackfillLeaseAcquiredAt".into(), Value::Null.into()),
-        ("lastAutoBackfillAt".into(), FieldOp::ServerTime),
-        ("lastAutoBackfillSuccessAt".into(), FieldOp::ServerTime),
-        ("lastAutoBackfillStatus".into(), status.into()),
+fn run_ended((account, kind): (u16, RunKind)) -> Write {
+    let lease = lease(kind);
+    let mut fields = vec![
+        (lease.until, Value::Null.into()),
+        (lease.holder, Value::Null.into()),
+        (lease.acquired, Value::Null.into()),
     ];
+    match kind {
+        RunKind::AutoBackfill => {
+            let status = Value::map([("ok", Value::from(true)), ("running", Value::from(false))]);
+            fields.push(("lastAutoBackfillAt".into(), FieldOp::ServerTime));
+            fields.push(("lastAutoBackfillSuccessAt".into(), FieldOp::ServerTime));
+            fields.push(("lastAutoBackfillStatus".into(), status.into()));
+        }
+        RunKind::RecentSync => fields.push(("lastRecentSyncAt".into(), FieldOp::ServerTime)),
+    }
     Write::merge(AccountPlan::account(account).path(), Precondition::Any, fields)
+}
+
+/// How an account shows who runs something.
+pub(crate) struct Lease {
+    pub(crate) until: FieldPath,
+    pub(crate) holder: FieldPath,
+    pub(crate) acquired: FieldPath,
+    /// By default
+    term: Duration,
+}
+
+pub(crate) const fn lease(kind: RunKind) -> Lease {
+    match kind {
+        RunKind::AutoBackfill => Lease {
+            until: FieldPath::new("autoBackfillLeaseUntil"),
+            holder: FieldPath::new("autoBackfillLeaseHolder"),
+            acquired: FieldPath::new("autoBackfillLeaseAcquiredAt"),
+            term: Duration::from_secs(900),
+        },
+        RunKind::RecentSync => Lease {
+            until: FieldPath::new("recentSyncLeaseUntil"),
+            holder: FieldPath::new("recentSyncLeaseHolder"),
+            acquired: FieldPath::new("recentSyncLeaseAcquiredAt"),
+            term: Duration::from_secs(300),
+        },
+    }
 }
 
 pub(crate) fn lock_path() -> DocPath {
