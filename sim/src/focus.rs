@@ -96,7 +96,14 @@ pub fn handovers(seed: u64) -> Scenario {
 pub fn migrations(seed: u64) -> Scenario {
     let mut c = Chance::of(seed, "migrations");
     let mut s = calm(seed, 2, 2);
-    s.pace = Pace { shared: c.permille(500), spacing: Some(5 * SECOND), ..s.pace };
+    s.pace = Pace {
+        shared: c.permille(500),
+        // What a Node instance leaves behind is met soon.
+        auto_backoff: Some(20 * SECOND),
+        recent_interval: Some(30 * SECOND),
+        spacing: Some(5 * SECOND),
+        ..s.pace
+    };
     let start = c.between(2, 6) * MINUTE;
     let end = start + c.between(5, 10) * MINUTE;
     s.node = Some(NodePlan {
