@@ -11,108 +11,19 @@
 //! positive, or whose id or sender is empty or absurdly long, cannot bound a stretch and are
 //! passed over.
 
+mod mark;
+mod record;
+
 use std::cmp::Ordering;
-use std::fmt;
 
-use smol_str::SmolStr;
-
-use crate::doc::{FieldOp, FieldPath, Fields, Value};
+pub use mark::{Anchor, Mark};
 
 /// A coverage document holds at most this many stretches; the oldest are forgotten first.
 pub const MAX_STRETCHES: usize = 64;
 
-/// Ids and senders longer than this many bytes are not remembered.
-const MAX_TEXT: usize = 256;
-
 /// This many pages in a row that all end in one second exhaust the hole below: a phone that
 /// answers in circles must not be asked for ever.
 const MAX_LINGERING: u32 = 32;
-
-/// A real message, named as the phone has to be asked for what lies before it.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Anchor {
-    /// Its time
-    pub second: i64,
-    /// Its WhatsApp id
-    pub id: SmolStr,
-    /// It was sent by this account
-    pub from_me: bool,
-    /// Who sent it, in a group
-    pub participant: Option<SmolStr>,
-}
-
-impl Anchor {
-    fn is_usable(&self) -> bool {
-        self.second > 0
-            && fits(&self.id)
-            && self.participant.as_ref().is_none_or(|participant| fits(participant))
-    }
-
-    /// Whether both name one message.
-    ///
-    /// The time does not count: a message sent from the phone has another one there than here.
-    /// Nor need the sender, who has two names (a number and a LID); but different names in
-    /// different seconds are different messages, because group members choose their own ids.
-    fn is_same(&self, other: &Self) -> bool {
-        self.id == other.id
-            && self.from_me == other.from_me
-            && (self.second == other.second
-                || self.participant.is_none()
-                || other.participant.is_none()
-                || self.participant == other.participant)
-    }
-}
-
-impl fmt::Debug for Anchor {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        Mark::from(self.clone()).fmt(f)
-    }
-}
-
-/// A place in a thread: a message, or without an id only a time.
-#[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Mark {
-    /// The time
-    pub second: i64,
-    /// The message's WhatsApp id, if it is one
-    pub id: Option<SmolStr>,
-    /// The message was sent by this account
-    pub from_me: bool,
-    /// Who sent the message, in a group
-    pub participant: Option<SmolStr>,
-}
-
-impl Mark {
-    /// Only a time.
-    pub const fn bound(second: i64) -> Self {
-        Self { second, id: None, from_me: false, participant: None }
-    }
-
-    /// The message, if it is one that the phone can be asked with.
-    pub fn anchor(&self) -> Option<Anchor> {
-        let anchor = Anchor {
-            second: self.second,
-            id: self.id.clone()?,
-            from_me: self.from_me,
-            participant: self.participant.clone(),
-        };
-        anchor.is_usable().then_some(anchor)
-    }
-}
-
-impl From<Anchor> for Mark {
-    fn from(a: Anchor) -> Self {
-        Self { second: a.second, id: Some(a.id), from_me: a.from_me, participant: a.participant }
-    }
-}
-
-impl fmt::Debug for Mark {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // The sender is personal data.
-        write!(f, "{}", self.second)?;
-        self.id.as_ref().map_or(Ok(()), |id| write!(f, "/{id}"))
-    }
-}
 
 /// What the phone says about the messages before a page or chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -507,77 +418,6 @@ impl Coverage {
         self.applied_gap
     }
 
-    /// The fields of `accounts/{id}/coverage/{threadId}`. `open` says whether a later owner has to
-    /// look at the thread: a hole is worth asking the phone, or the tail waits for a message.
-    pub fn to_fields(&self, beat: u64) -> Vec<(FieldPath, FieldOp)> {
-        let (bottom, suspected_after) = match self.bottom {
-            Bottom::Reached => ("reached", None),
-            Bottom::Suspected(after) => ("suspected", Some(after)),
-            Bottom::Unknown => ("unknown", None),
-        };
-        let waiting_past = match self.tail {
-            Tail::Live => None,
-            Tail::Waiting(past) => Some(past),
-        };
-        let stretches = self.stretches.iter().map(stretch_value).collect();
-        let open = !self.is_live() || self.holes().iter().any(Hole::is_fillable);
-        vec![
-            (FieldPath::new("appliedGap"), self.applied_gap.into()),
-            (FieldPath::new("beat"), beat.into()),
-            (FieldPath::new("bottom"), bottom.into()),
-            (FieldPath::new("live"), self.is_live().into()),
-            (FieldPath::new("open"), open.into()),
-            (FieldPath::new("stretches"), FieldOp::Set(Value::Array(stretches))),
-            (FieldPath::new("suspectedAfter"), suspected_after.into()),
-            (FieldPath::new("waitingPast"), waiting_past.into()),
-        ]
-    }
-
-    /// Reads what [`to_fields`](Self::to_fields) wrote, and the beat. Content that it cannot have
-    /// written covers nothing.
-    pub fn parse(fields: &Fields) -> (Self, u64) {
-        let beat = count(fields, "beat").unwrap_or(0);
-        (Self::parse_exactly(fields).unwrap_or_default(), beat)
-    }
-
-    fn parse_exactly(fields: &Fields) -> Option<Self> {
-        let stretches = fields.get("stretches")?.as_array()?;
-        if stretches.len() > MAX_STRETCHES {
-            return None;
-        }
-        let stretches = stretches.iter().map(parse_stretch).collect::<Option<_>>()?;
-        let tail = if fields.get("live")?.as_bool()? {
-            Tail::Live
-        } else {
-            Tail::Waiting(fields.get("waitingPast")?.as_int()?)
-        };
-        let bottom = match fields.get("bottom")?.as_str()? {
-            "reached" => Bottom::Reached,
-            "suspected" => Bottom::Suspected(fields.get("suspectedAfter")?.as_int()?),
-            "unknown" => Bottom::Unknown,
-            _ => return None,
-        };
-        let applied_gap = count(fields, "appliedGap")?;
-        let coverage = Self { stretches, tail, bottom, applied_gap };
-        coverage.is_sound().then_some(coverage)
-    }
-
-    /// Whether the order of the stretches is what the transitions keep.
-    fn is_sound(&self) -> bool {
-        let ends = self.stretches.iter().all(|s| s.low.second <= s.high.second);
-        let live = self.live_index();
-        let order = self.stretches.windows(2).enumerate().all(|(i, pair)| {
-            let [below, above] = pair else { return true };
-            !overlap(below, above)
-                && below.low.second < above.low.second
-                && (live == Some(i + 1) || below.high.second < above.high.second)
-        });
-        ends && order
-            && (!self.is_live() || !self.stretches.is_empty())
-            && (self.bottom != Bottom::Reached || !self.stretches.is_empty())
-            && self.settled_bottom() == self.bottom
-    }
-
     fn live_index(&self) -> Option<usize> {
         if self.is_live() { self.stretches.len().checked_sub(1) } else { None }
     }
@@ -770,74 +610,17 @@ fn overlap(below: &Stretch, above: &Stretch) -> bool {
     above.low.second.saturating_add(1) < below.high.second
 }
 
-fn fits(text: &str) -> bool {
-    (1..=MAX_TEXT).contains(&text.len())
-}
-
 /// Documents hold signed integers; nobody gets to see so many gaps.
 fn storable(seq: u64) -> u64 {
     seq.min(i64::MAX.unsigned_abs())
 }
 
-fn stretch_value(s: &Stretch) -> Value {
-    Value::map([
-        ("exhausted", s.exhausted.into()),
-        ("high", mark_value(&s.high)),
-        ("lingering", s.lingering.into()),
-        ("low", mark_value(&s.low.clone().into())),
-        ("messages", s.messages.into()),
-        ("tries", s.tries.into()),
-    ])
-}
-
-fn parse_stretch(value: &Value) -> Option<Stretch> {
-    let fields = value.as_map()?;
-    Some(Stretch {
-        low: parse_mark(fields.get("low")?)?.anchor()?,
-        high: parse_mark(fields.get("high")?)?,
-        messages: count(fields, "messages")?.try_into().ok()?,
-        tries: count(fields, "tries")?.try_into().ok()?,
-        exhausted: fields.get("exhausted")?.as_bool()?,
-        lingering: count(fields, "lingering")?.try_into().ok()?,
-    })
-}
-
-fn mark_value(mark: &Mark) -> Value {
-    let mut fields = Fields::from([("second".into(), mark.second.into())]);
-    if let Some(id) = &mark.id {
-        fields.insert("id".into(), id.clone().into());
-        fields.insert("fromMe".into(), mark.from_me.into());
-    }
-    if let Some(participant) = &mark.participant {
-        fields.insert("participant".into(), participant.clone().into());
-    }
-    Value::Map(fields)
-}
-
-fn parse_mark(value: &Value) -> Option<Mark> {
-    let fields = value.as_map()?;
-    let second = fields.get("second")?.as_int()?;
-    let Some(id) = fields.get("id") else { return Some(Mark::bound(second)) };
-    let participant = match fields.get("participant") {
-        None | Some(Value::Null) => None,
-        Some(participant) => Some(participant.as_str()?.into()),
-    };
-    let mark = Mark {
-        second,
-        id: Some(id.as_str()?.into()),
-        from_me: fields.get("fromMe")?.as_bool()?,
-        participant,
-    };
-    mark.anchor().map(Mark::from)
-}
-
-fn count(fields: &Fields, name: &str) -> Option<u64> {
-    u64::try_from(fields.get(name)?.as_int()?).ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use smol_str::SmolStr;
+
     use super::*;
+    use crate::doc::{FieldOp, Fields, Value};
 
     fn message(second: i64, id: &str) -> Mark {
         Mark { second, id: Some(id.into()), from_me: false, participant: None }

@@ -4,18 +4,23 @@
 //! downwards to a depth, the recent sync closes holes. A run holds a lease of its own, and a slot
 //! while it works; waiting until the phone may be asked again takes no slot.
 
+mod lease;
+mod result;
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use smol_str::SmolStr;
+
+pub(crate) use lease::RunLease;
+use lease::{lease_path, lease_term};
 
 use crate::account::{self, Record};
 use crate::bug::Bug;
 use crate::coverage::{Anchor, Coverage, Goal, Mark};
 use crate::covered::Covered;
 use crate::doc::{
-    CollectionPath, Comparison, Direction, DocPath, Document, FieldOp, FieldPath, Precondition,
-    Query, Value, Version, Write,
+    CollectionPath, Comparison, Direction, DocPath, Document, FieldOp, FieldPath, Query, Value,
 };
 use crate::eligibility;
 use crate::host::{AccountRoute, AccountTimer, Host, Route};
@@ -92,24 +97,9 @@ struct Work {
     looked: bool,
 }
 
-/// A run lease's document.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
-pub(crate) struct RunLease {
-    pub(crate) version: Option<Version>,
-    beat: u64,
-    epoch: u64,
-}
-
 impl Work {
     fn new(thread: ThreadId) -> Self {
         Self { thread, messages: 0, looked: false }
-    }
-}
-
-impl RunLease {
-    pub(crate) fn parse(doc: Option<&Document>) -> Self {
-        let count = |name| doc.and_then(|d| d.count(name)).unwrap_or(0);
-        Self { version: doc.map(|d| d.version), beat: count("beat"), epoch: count("epoch") }
     }
 }
 
@@ -475,76 +465,6 @@ impl Tenure {
         Some(())
     }
 
-    /// The lease document, with the account fields of the same commit.
-    pub(crate) fn draft_run(
-        &mut self,
-        host: &Host,
-        kind: RunKind,
-        purpose: &Purpose,
-        draft: &mut Draft,
-    ) -> Option<()> {
-        let run = self.runs.get(&kind)?;
-        let lease = self.leases.entry(kind).or_default();
-        let mirror = account::lease_fields(kind);
-        let term = lease_term(host, kind);
-        let until = host.store_now() + term;
-        let held = *purpose != Purpose::RunEnd(kind);
-        let mut fields: Vec<(FieldPath, FieldOp)> = vec![
-            (FieldPath::new("owner"), Value::from(held.then(|| host.boot.text())).into()),
-            (FieldPath::new("connectionEpoch"), Value::from(self.epoch.0).into()),
-            (FieldPath::new("ttlMs"), Value::from(millis(term)).into()),
-        ];
-        if !host.bug(Bug::GuardDoesNotMoveVersion) {
-            fields.push((FieldPath::new("beat"), Value::from(lease.beat + 1).into()));
-        }
-        let holder = smol_str::format_smolstr!("{}#{}", host.policy.instance, host.boot);
-        match purpose {
-            Purpose::RunStart(_) => {
-                draft.account_precondition =
-                    Some(self.account_version.map_or(Precondition::Absent, Precondition::Version));
-                fields.push((FieldPath::new("epoch"), Value::from(lease.epoch + 1).into()));
-                fields.push((FieldPath::new("attempt"), Value::from(lease.epoch + 1).into()));
-                draft.account.insert(mirror.until.clone(), until.into());
-                draft.account.insert(mirror.holder.clone(), Value::from(holder.clone()).into());
-                draft.account.insert(mirror.acquired.clone(), FieldOp::ServerTime);
-                if kind == RunKind::AutoBackfill {
-                    let status = Value::map([
-                        ("running", Value::from(true)),
-                        ("startedAt", host.store_now().into()),
-                        ("trigger", run.trigger.as_str().into()),
-                        ("holder", holder.into()),
-                    ]);
-                    draft.account.insert(account::LAST_AUTO_BACKFILL_STATUS, status.into());
-                    let at = account::LAST_AUTO_BACKFILL_ATTEMPT_AT;
-                    draft.account.insert(at, FieldOp::ServerTime);
-                }
-            }
-            Purpose::RunBeat(_) => {
-                if run.step == Step::Ending {
-                    return None;
-                }
-                draft.account.insert(mirror.until.clone(), until.into());
-            }
-            _ => {
-                if run.step != Step::Ending {
-                    return None;
-                }
-                draft.account.insert(mirror.until.clone(), Value::Null.into());
-                draft.account.insert(mirror.holder.clone(), Value::Null.into());
-                draft.account.insert(mirror.acquired.clone(), Value::Null.into());
-                draft.account.extend(self.result_fields(host, kind));
-            }
-        }
-        let lease = self.leases.entry(kind).or_default();
-        let path = lease_path(&self.id, kind);
-        let precondition = match lease.version {
-            Some(version) => Precondition::Version(version),
-            None => Precondition::Absent,
-        };
-        draft.writes.push((Companion::RunLease(kind), Write::merge(path, precondition, fields)));
-        Some(())
-    }
-
     fn seek_slot(&mut self, host: &mut Host, kind: RunKind) {
         let Some(run) = self.runs.get_mut(&kind) else { return };
         if host.has_slot(kind) {
@@ -901,93 +821,6 @@ impl Tenure {
         }
         self.pump_phone(host);
     }
-
-    fn result(&self, host: &Host, kind: RunKind) -> RunResult {
-        let goal = goal(host, kind);
-        let Some(run) = self.runs.get(&kind) else { return RunResult::default() };
-        let remaining = run
-            .threads
-            .iter()
-            .filter(|work| {
-                let covered = self.coverage.get(&work.thread).filter(|_| work.looked);
-                covered.is_none_or(|covered| covered.coverage.next_anchor(goal).is_some())
-            })
-            .count();
-        RunResult {
-            ok: run.error.is_none(),
-            error: run.error,
-            threads: u32::try_from(run.threads.len()).unwrap_or(u32::MAX),
-            messages: run.messages,
-            errors: run.errors,
-            remaining: u32::try_from(remaining).unwrap_or(u32::MAX),
-            duration: host.now.since(run.begun),
-        }
-    }
-
-    fn result_fields(&self, host: &Host, kind: RunKind) -> Vec<(FieldPath, FieldOp)> {
-        let result = self.result(host, kind);
-        let counts = [
-            ("threads", Value::from(result.threads)),
-            ("messages", Value::from(result.messages)),
-            ("errors", Value::from(result.errors)),
-        ];
-        let duration = ("durationMs", Value::from(millis(result.duration)));
-        let mut fields = Vec::new();
-        match kind {
-            RunKind::AutoBackfill => {
-                let mut status =
-                    vec![("ok", Value::from(result.ok)), ("running", Value::from(false)), duration];
-                if let Some(error) = result.error {
-                    status.push(("errorCode", error.into()));
-                    status.push(("errorMessage", describe(error).into()));
-                } else {
-                    status.extend(counts.clone());
-                    status.push(("remaining", result.remaining.into()));
-                    fields.push((account::LAST_AUTO_BACKFILL_AT, FieldOp::ServerTime));
-                    if result.is_complete() {
-                        let success = account::LAST_AUTO_BACKFILL_SUCCESS_AT;
-                        fields.push((success, FieldOp::ServerTime));
-                    }
-                }
-                fields.push((account::LAST_AUTO_BACKFILL_STATUS, Value::map(status).into()));
-                let per_thread = self.runs.get(&kind).map_or_else(Vec::new, |run| {
-                    run.threads
-                        .iter()
-                        .take(10)
-                        .map(|work| {
-                            Value::map([
-                                ("threadId", Value::from(work.thread.text())),
-                                ("messages", work.messages.into()),
-                            ])
-                        })
-                        .collect()
-                });
-                let mut whole = counts.to_vec();
-                whole.push(("threadResults", Value::Array(per_thread)));
-                fields.push((account::LAST_BACKFILL_AT, FieldOp::ServerTime));
-                fields.push((account::LAST_BACKFILL_RESULT, Value::map(whole).into()));
-            }
-            RunKind::RecentSync => {
-                let mut whole = vec![("ok", Value::from(result.ok)), duration];
-                whole.extend(counts);
-                whole.extend(result.error.map(|e| ("errorMessage", Value::from(describe(e)))));
-                fields.push((account::LAST_RECENT_SYNC_AT, FieldOp::ServerTime));
-                fields.push((account::LAST_RECENT_SYNC_RESULT, Value::map(whole).into()));
-            }
-        }
-        fields
-    }
-
-    fn bump_lease(&mut self, kind: RunKind) {
-        self.leases.entry(kind).or_default().beat += 1;
-    }
-
-    /// Looks at the run again when its lease wants renewal, and before it ends.
-    fn watch_lease(&self, host: &mut Host, kind: RunKind) {
-        let Some(deadline) = self.runs.get(&kind).and_then(|run| run.deadline) else { return };
-        let next = host.now + lease_term(host, kind) / 3;
-        host.timers.set(self.timer(AccountTimer::Run(kind)), next.min(deadline));
-    }
 }
 
 impl Trigger {
@@ -1003,20 +836,6 @@ impl Trigger {
 
 fn run_route(account: &AccountId, kind: RunKind) -> Route {
     Route::Account(account.clone(), AccountRoute::Run(kind))
-}
-
-fn lease_term(host: &Host, kind: RunKind) -> Duration {
-    match kind {
-        RunKind::AutoBackfill => host.policy.auto_backfill.lease,
-        RunKind::RecentSync => host.policy.recent_sync.lease,
-    }
-}
-
-fn lease_path(account: &AccountId, kind: RunKind) -> DocPath {
-    match kind {
-        RunKind::AutoBackfill => account.auto_backfill_path(),
-        RunKind::RecentSync => account.recent_sync_path(),
-    }
 }
 
 fn goal(host: &Host, kind: RunKind) -> Goal {
@@ -1038,18 +857,6 @@ fn newest_mark(doc: &Document) -> Option<Mark> {
         from_me: doc.bool("key.fromMe").unwrap_or(false),
         participant: doc.str("key.participant").map(SmolStr::from),
     })
-}
-
-fn describe(error: &str) -> &'static str {
-    match error {
-        "deleted" => "the account was deleted during the run",
-        "disconnected" => "the account disconnected during the run",
-        "lease_expired" => "the run's lease could not be renewed in time",
-        "stopped" => "the instance was stopped or handed the account over",
-        "store_conflict" => "a document of the run was changed by somebody else",
-        "store_unavailable" => "the store did not answer",
-        _ => "the run failed",
-    }
 }
 
 fn millis(d: Duration) -> u64 {

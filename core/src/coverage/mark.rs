@@ -1,0 +1,98 @@
+//! Places in a thread: messages, and times.
+
+use std::fmt;
+
+use smol_str::SmolStr;
+
+/// A real message, named as the phone has to be asked for what lies before it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Anchor {
+    /// Its time
+    pub second: i64,
+    /// Its WhatsApp id
+    pub id: SmolStr,
+    /// It was sent by this account
+    pub from_me: bool,
+    /// Who sent it, in a group
+    pub participant: Option<SmolStr>,
+}
+
+impl Anchor {
+    pub(super) fn is_usable(&self) -> bool {
+        self.second > 0
+            && fits(&self.id)
+            && self.participant.as_ref().is_none_or(|participant| fits(participant))
+    }
+
+    /// Whether both name one message.
+    ///
+    /// The time does not count: a message sent from the phone has another one there than here.
+    /// Nor need the sender, who has two names (a number and a LID); but different names in
+    /// different seconds are different messages, because group members choose their own ids.
+    pub(super) fn is_same(&self, other: &Self) -> bool {
+        self.id == other.id
+            && self.from_me == other.from_me
+            && (self.second == other.second
+                || self.participant.is_none()
+                || other.participant.is_none()
+                || self.participant == other.participant)
+    }
+}
+
+impl fmt::Debug for Anchor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        Mark::from(self.clone()).fmt(f)
+    }
+}
+
+/// A place in a thread: a message, or without an id only a time.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Mark {
+    /// The time
+    pub second: i64,
+    /// The message's WhatsApp id, if it is one
+    pub id: Option<SmolStr>,
+    /// The message was sent by this account
+    pub from_me: bool,
+    /// Who sent the message, in a group
+    pub participant: Option<SmolStr>,
+}
+
+impl Mark {
+    /// Only a time.
+    pub const fn bound(second: i64) -> Self {
+        Self { second, id: None, from_me: false, participant: None }
+    }
+
+    /// The message, if it is one that the phone can be asked with.
+    pub fn anchor(&self) -> Option<Anchor> {
+        let anchor = Anchor {
+            second: self.second,
+            id: self.id.clone()?,
+            from_me: self.from_me,
+            participant: self.participant.clone(),
+        };
+        anchor.is_usable().then_some(anchor)
+    }
+}
+
+impl From<Anchor> for Mark {
+    fn from(a: Anchor) -> Self {
+        Self { second: a.second, id: Some(a.id), from_me: a.from_me, participant: a.participant }
+    }
+}
+
+impl fmt::Debug for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The sender is personal data.
+        write!(f, "{}", self.second)?;
+        self.id.as_ref().map_or(Ok(()), |id| write!(f, "/{id}"))
+    }
+}
+
+fn fits(text: &str) -> bool {
+    (1..=MAX_TEXT).contains(&text.len())
+}
+
+/// Ids and senders longer than this many bytes are not remembered.
+const MAX_TEXT: usize = 256;
