@@ -105,7 +105,8 @@ pub fn migrations(seed: u64) -> Scenario {
         ..s.pace
     };
     let start = c.between(2, 6) * MINUTE;
-    let end = start + c.between(5, 10) * MINUTE;
+    // In the middle of a run.
+    let end = start + c.between(5, 10) * MINUTE + 15 * SECOND;
     s.node = Some(NodePlan {
         start: Real(start),
         end: Real(end),

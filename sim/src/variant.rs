@@ -135,7 +135,9 @@ impl Variant {
             Self::Core(Bug::OrderBySuccessAlone) => focus::failing(seed),
             Self::Core(Bug::OverlappingTicks) => focus::slow_runs(seed),
             Self::Core(Bug::RunningTrusted) => focus::crashes(seed),
-            Self::Core(Bug::SuccessorIgnoresReservation) => focus::handovers(seed),
+            Self::Core(Bug::StopLeavesSession | Bug::SuccessorIgnoresReservation) => {
+                focus::handovers(seed)
+            }
             _ => swarm::scenario(seed),
         }
     }
