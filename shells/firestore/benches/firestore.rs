@@ -19,7 +19,6 @@ use std::time::Duration;
 use backfill_core::doc::{DocPath, FieldOp, Precondition, Query, Write};
 use backfill_core::ingest::Batch;
 use backfill_core::jid::Twins;
-use backfill_core::time::StoreTime;
 use backfill_driver::ingest::Ingest;
 use backfill_driver::port::{Committed, Found, Snapshot, Store, StoreError};
 use firestore::FirestoreDb;
@@ -118,14 +117,14 @@ async fn ingest<S: Store>(workers: Vec<S>) -> Cost {
     measured(PER_CHAT * CHATS, async {
         let mut tasks = JoinSet::new();
         for (worker, store) in (0..CHATS).zip(workers) {
-            let ingest = Ingest::new(store, 10);
+            let now = store.get(&[]).await.expect("a read").read_time;
+            let ingest = Ingest::new(store, 8 << 20);
             tasks.spawn(async move {
                 for chat in (worker..CHATS).step_by(IN_FLIGHT as usize) {
                     let records = history(chat..chat + 1, PER_CHAT);
-                    let now = StoreTime::from_secs(1_800_000_000);
                     let twins = Arc::new(Twins::default());
                     let mut batch = Batch::new(&account(), records, now, &twins);
-                    black_box(ingest.store(&mut batch).await.expect("it is stored"));
+                    black_box(ingest.store(now, &mut batch).await.expect("it is stored"));
                 }
             });
         }
