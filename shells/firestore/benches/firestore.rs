@@ -38,20 +38,30 @@ const IN_FLIGHT: u32 = 3;
 const ROUNDS: u32 = 5;
 
 fn main() {
-    let emulator = match Emulator::start_private() {
-        Ok(emulator) => emulator,
-        Err(EmulatorError::Missing) if !Emulator::required() => {
-            println!("not run: {}", EmulatorError::Missing);
-            return;
-        }
-        Err(e) => panic!("{e}"),
-    };
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.expect("a runtime starts").block_on(async {
-        throughput(emulator.host()).await;
-        contention(emulator.host()).await;
-    });
+    let runtime = runtime.expect("a runtime starts");
+    // Its memory grows with every write, so each part gets an emulator of its own.
+    for part in [Part::Throughput, Part::Contention] {
+        let emulator = match Emulator::start_private() {
+            Ok(emulator) => emulator,
+            Err(EmulatorError::Missing) if !Emulator::required() => {
+                println!("not run: {}", EmulatorError::Missing);
+                return;
+            }
+            Err(e) => panic!("{e}"),
+        };
+        match part {
+            Part::Throughput => runtime.block_on(throughput(emulator.host())),
+            Part::Contention => runtime.block_on(contention(emulator.host())),
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Part {
+    Contention,
+    Throughput,
 }
 
 async fn open(host: &str, project: String) -> FirestoreStore {
