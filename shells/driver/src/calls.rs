@@ -7,6 +7,7 @@ use backfill_core::doc::{DocPath, Query, Write};
 use backfill_core::io::{Answer, Rejection, StoreCall};
 use backfill_core::policy::Policy;
 use backfill_core::time::{Mono, StoreTime};
+use futures_util::Stream;
 use futures_util::future::{Either, select};
 
 use crate::port::{Committed, Found, Runtime, Snapshot, Store, StoreError};
@@ -31,31 +32,6 @@ impl<S: Store, R: Runtime> Calls<S, R> {
             write_timeout: policy.write_timeout,
             told: Arc::default(),
         }
-    }
-
-    pub(crate) fn store(&self) -> &S {
-        &self.store
-    }
-
-    pub(crate) async fn get(&self, paths: &[DocPath]) -> Result<Snapshot, StoreError> {
-        let read = within(&self.runtime, self.read_timeout, self.store.get(paths)).await;
-        let snapshot = read.unwrap_or(Err(StoreError::Unavailable(None)))?;
-        self.note(snapshot.read_time);
-        Ok(snapshot)
-    }
-
-    pub(crate) async fn commit(&self, writes: Vec<Write>) -> Result<Committed, StoreError> {
-        let write = within(&self.runtime, self.write_timeout, self.store.commit(writes)).await;
-        let committed = write.unwrap_or(Err(StoreError::Unknown(None)))?;
-        self.note(committed.commit_time);
-        Ok(committed)
-    }
-
-    pub(crate) async fn query(&self, query: &Query) -> Result<Found, StoreError> {
-        let read = within(&self.runtime, self.read_timeout, self.store.query(query)).await;
-        let found = read.unwrap_or(Err(StoreError::Unavailable(None)))?;
-        self.note(found.read_time);
-        Ok(found)
     }
 
     /// Carries out what the core wants.
@@ -91,6 +67,33 @@ impl<S: Store, R: Runtime> Calls<S, R> {
         if told.is_none_or(|(latest, _)| latest < time) {
             *told = Some((time, now));
         }
+    }
+}
+
+impl<S: Store, R: Runtime> Store for Calls<S, R> {
+    async fn get(&self, paths: &[DocPath]) -> Result<Snapshot, StoreError> {
+        let read = within(&self.runtime, self.read_timeout, self.store.get(paths)).await;
+        let snapshot = read.unwrap_or(Err(StoreError::Unavailable(None)))?;
+        self.note(snapshot.read_time);
+        Ok(snapshot)
+    }
+
+    async fn commit(&self, writes: Vec<Write>) -> Result<Committed, StoreError> {
+        let write = within(&self.runtime, self.write_timeout, self.store.commit(writes)).await;
+        let committed = write.unwrap_or(Err(StoreError::Unknown(None)))?;
+        self.note(committed.commit_time);
+        Ok(committed)
+    }
+
+    async fn query(&self, query: &Query) -> Result<Found, StoreError> {
+        let read = within(&self.runtime, self.read_timeout, self.store.query(query)).await;
+        let found = read.unwrap_or(Err(StoreError::Unavailable(None)))?;
+        self.note(found.read_time);
+        Ok(found)
+    }
+
+    fn watch(&self, query: Query) -> impl Stream<Item = ()> + Send + 'static {
+        self.store.watch(query)
     }
 }
 

@@ -73,7 +73,7 @@ impl<S: Store, R: Runtime, O: Observer> Driver<S, R, O> {
     /// Runs the instance until a [`Stop`](backfill_core::io::Command::Stop) is carried out.
     pub async fn run<G: Gateway>(self, gateway: G) {
         let Self { calls, runtime, handle, observer, arrivals, woken, seed } = self;
-        let hints = Hints::new(calls.store().clone(), runtime.clone(), seed);
+        let hints = Hints::new(calls.clone(), runtime.clone(), seed);
         runtime.spawn(woken.serve(handle.clone(), calls.clone()));
         let effects = Effects::new(calls, gateway, handle.inbox().clone());
         let mut running = Running {
@@ -104,7 +104,7 @@ struct Running<S, G, R, O> {
     observer: O,
     arrivals: Arrivals,
     effects: Effects<S, G, R>,
-    hints: Hints<S, R>,
+    hints: Hints<Calls<S, R>, R>,
     /// Until when, at the latest
     sleep: Option<(Mono, Sleep)>,
     replies: BTreeMap<CommandId, oneshot::Sender<Reply>>,

@@ -11,7 +11,7 @@ use std::time::Duration;
 use backfill_core::coverage::{Mark, PageEnd};
 use backfill_core::id::{AccountId, RequestId, ThreadId};
 use backfill_core::incoming::Record;
-use backfill_core::ingest::{Batch, Facts, MessageMark, Rejected, Step};
+use backfill_core::ingest::{Batch, Facts, MessageMark, Rejected};
 use backfill_core::io::{ChunkId, GatewayEvent, Ingested, Input, PageFacts, Source, ThreadSpan};
 use backfill_core::jid::Twins;
 use futures_channel::{mpsc, oneshot};
@@ -19,8 +19,9 @@ use futures_util::StreamExt;
 
 use crate::calls::{Calls, reach};
 use crate::handle::{Arrival, Handle};
+use crate::ingest::Ingest;
 use crate::permits::{Permit, Permits};
-use crate::port::{Runtime, Store, StoreError};
+use crate::port::{Runtime, Store};
 
 /// Records of one account, to be stored together.
 #[derive(Clone, Debug)]
@@ -235,8 +236,10 @@ impl Woken {
     /// Starts a task for every lane that has something to store, until the intake is closed.
     pub(crate) async fn serve<S: Store, R: Runtime>(mut self, handle: Handle, calls: Calls<S, R>) {
         let at_once = PerWay::new(BATCHES_AT_ONCE);
+        let ingest = Ingest::new(calls.clone(), REMEMBERED);
         while let Some(lane) = self.0.next().await {
             let (handle, calls, at_once) = (handle.clone(), calls.clone(), at_once.clone());
+            let ingest = ingest.clone();
             let runtime = calls.runtime.clone();
             runtime.spawn(async move {
                 loop {
@@ -245,7 +248,7 @@ impl Woken {
                     if next.is_empty() {
                         return;
                     }
-                    store_together(&handle, &calls, &lane, next, permit).await;
+                    store_together(&handle, &calls, &ingest, &lane, next, permit).await;
                 }
             });
         }
@@ -256,6 +259,7 @@ impl Woken {
 async fn store_together<S: Store, R: Runtime>(
     handle: &Handle,
     calls: &Calls<S, R>,
+    ingest: &Ingest<Calls<S, R>>,
     (account, way): &Lane,
     parcels: Vec<Waiting>,
     _permit: Permit,
@@ -269,7 +273,7 @@ async fn store_together<S: Store, R: Runtime>(
         waiting.push((from..records.len(), parcel.done));
         twins = parcel.twins;
     }
-    let result = store(calls, account, records, &twins).await;
+    let result = store(calls, ingest, account, records, &twins).await;
     if let (Way::Live, Ok(facts)) = (way, &result) {
         let ingested = ingested(Source::Realtime, facts, PageEnd::Unstated);
         handle.ingested(account.clone(), ingested);
@@ -288,14 +292,15 @@ async fn store_together<S: Store, R: Runtime>(
     }
 }
 
-/// Takes a batch through all its steps.
+/// Stores records of one account, and tries again when something goes wrong, but not for ever.
 async fn store<S: Store, R: Runtime>(
     calls: &Calls<S, R>,
+    ingest: &Ingest<Calls<S, R>>,
     account: &AccountId,
     records: Vec<Record>,
     twins: &Arc<Twins>,
 ) -> Result<Facts, NotStored> {
-    let mut patience = Patience { failures: 0, conflicts: 0 };
+    let mut patience = Patience { failures: 0 };
     let now = loop {
         match calls.store_time().await {
             Ok(now) => break now,
@@ -304,27 +309,9 @@ async fn store<S: Store, R: Runtime>(
     };
     let mut batch = Batch::new(account, records, now, twins);
     loop {
-        match batch.step() {
-            Step::Commit(writes) => match calls.commit(writes).await {
-                Ok(_) => {
-                    batch.on_committed();
-                    patience = Patience { failures: 0, conflicts: 0 };
-                }
-                Err(StoreError::Conflict(_)) => {
-                    batch.on_conflict();
-                    patience.conflicted()?;
-                }
-                Err(StoreError::Invalid { .. }) => batch.on_refused(),
-                Err(_) => {
-                    batch.on_conflict();
-                    patience.failed(&calls.runtime).await?;
-                }
-            },
-            Step::Done => return Ok(batch.facts()),
-            Step::Read(paths) => match calls.get(&paths).await {
-                Ok(snapshot) => batch.on_docs(&snapshot.docs),
-                Err(_) => patience.failed(&calls.runtime).await?,
-            },
+        match ingest.store(now, &mut batch).await {
+            Ok(facts) => return Ok(facts),
+            Err(_) => patience.failed(&calls.runtime).await?,
         }
     }
 }
@@ -332,7 +319,6 @@ async fn store<S: Store, R: Runtime>(
 /// How much more goes wrong before a batch is given up.
 struct Patience {
     failures: u32,
-    conflicts: u32,
 }
 
 impl Patience {
@@ -343,12 +329,6 @@ impl Patience {
         }
         reach(runtime, runtime.now() + Duration::from_millis(100 << self.failures)).await;
         Ok(())
-    }
-
-    /// Of those who conflict one gets through, so there is no need to wait.
-    fn conflicted(&mut self) -> Result<(), NotStored> {
-        self.conflicts += 1;
-        if self.conflicts >= CONFLICTS { Err(NotStored) } else { Ok(()) }
     }
 }
 
@@ -385,14 +365,14 @@ fn ingested(source: Source, facts: &Facts, end: PageEnd) -> Ingested {
 
 /// Batches of one process and way under way at once.
 const BATCHES_AT_ONCE: usize = 16;
-/// Conflicts in a row after which a batch is given up.
-const CONFLICTS: u32 = 50;
-/// Failures in a row after which a batch is given up.
+/// Failures after which a batch is given up.
 const FAILURES: u32 = 4;
 /// Live messages that go into one batch at most, unless they came together.
 const LIVE_RECORDS: usize = 400;
 /// Parcels of one way that wait or are being stored at once.
 const PARCELS: usize = 256;
+/// Bytes of documents that a process remembers so as not to read them again.
+const REMEMBERED: usize = 8 << 20;
 
 #[cfg(test)]
 mod tests {
@@ -471,6 +451,67 @@ mod tests {
     }
 
     #[test]
+    fn history_is_stored_in_order_whatever_goes_wrong() {
+        let w = World::owner();
+        w.store.set(Mood::Down);
+        let hand_in = |cursor| {
+            let end = w.conversation(cursor);
+            w.hand.settle();
+            end
+        };
+        let ends: Vec<_> = (1..=6).map(hand_in).collect();
+        w.hand.pass(Duration::from_millis(500));
+        w.store.refuse(3);
+        w.store.set(Mood::Fine);
+        w.hand.pass(Duration::from_secs(2));
+        assert!(ends.iter().all(|end| matches!(*end.lock().unwrap(), Some(Ok(_)))));
+        let thread = "threads/account_a__40700000001@s.whatsapp.net";
+        let stored = |n| w.store.document(&format!("{thread}/messages/H{n}")).unwrap().version;
+        assert!((1..6).all(|n| stored(n) < stored(n + 1)), "each after the one before");
+    }
+
+    #[test]
+    fn what_waits_is_bounded_and_history_keeps_no_live_message_waiting() {
+        let w = World::owner();
+        w.store.set(Mood::Silent);
+        let waiting = PARCELS + 20;
+        for cursor in 0..waiting {
+            w.conversation(u32::try_from(cursor).unwrap());
+        }
+        w.hand.settle();
+        let room = &w.handle.intake().room;
+        assert_eq!((room.history.free(), room.history.waiting()), (0, 20));
+        let taken: usize = w.handle.intake().lanes().values().map(VecDeque::len).sum();
+        assert_eq!(taken, PARCELS - 1, "and one is under way");
+        w.store.set(Mood::Fine);
+        let live = w.realtime(&["A1"]);
+        w.hand.settle();
+        assert_eq!(*live.lock().unwrap(), Some(Ok(Vec::new())));
+        assert_eq!((room.live.free(), room.live.waiting()), (PARCELS, 0));
+        w.hand.pass(Duration::from_secs(5));
+        assert_eq!((room.history.free(), room.history.waiting()), (PARCELS, 0));
+        assert_eq!(w.messages(), waiting + 1);
+    }
+
+    #[test]
+    fn so_many_accounts_are_stored_at_once_and_each_in_its_turn() {
+        let w = World::owner();
+        w.store.set(Mood::Silent);
+        let read = w.store.documents_read();
+        let ends: Vec<_> = (0..BATCHES_AT_ONCE + 5)
+            .map(|n| {
+                let account = AccountId::parse(format!("account_{n}")).unwrap();
+                w.hand_in(account, 1)
+            })
+            .collect();
+        w.hand.settle();
+        assert_eq!(w.store.documents_read() - read, 2 * BATCHES_AT_ONCE, "a message, a thread");
+        w.store.set(Mood::Fine);
+        w.hand.pass(Duration::from_secs(10));
+        assert!(ends.iter().all(|end| matches!(*end.lock().unwrap(), Some(Ok(_)))));
+    }
+
+    #[test]
     fn after_a_stop_commands_and_messages_find_nobody() {
         let w = World::owner();
         let handle = w.handle.clone();
@@ -491,6 +532,7 @@ mod tests {
     }
 
     type End = Arc<Mutex<Option<Result<Vec<Rejected>, Withhold>>>>;
+    type HistoryEnd = Arc<Mutex<Option<Result<Facts, NotStored>>>>;
 
     struct World {
         hand: Hand,
@@ -533,6 +575,19 @@ mod tests {
             let handle = self.handle.clone();
             let connection = self.gateway.connection();
             self.hand.start(async move { handle.realtime(connection, parcel).await })
+        }
+
+        /// One message as a conversation of a history chunk.
+        fn conversation(&self, cursor: u32) -> HistoryEnd {
+            self.hand_in(account(), cursor)
+        }
+
+        fn hand_in(&self, account: AccountId, cursor: u32) -> HistoryEnd {
+            let records = vec![message(&format!("H{cursor}"))];
+            let parcel = Parcel { account, records, twins: Arc::default() };
+            let (handle, chunk) = (self.handle.clone(), ChunkId(1));
+            let end = PageEnd::Unstated;
+            self.hand.start(async move { handle.conversation(chunk, cursor, end, parcel).await })
         }
 
         fn messages(&self) -> usize {

@@ -142,6 +142,7 @@ struct ShelfState {
     version: i64,
     mood: Mood,
     commits: usize,
+    documents_read: usize,
     conflicts: usize,
 }
 
@@ -152,6 +153,7 @@ impl Shelf {
             version: 0,
             mood: Mood::Fine,
             commits: 0,
+            documents_read: 0,
             conflicts: 0,
         };
         Self { hand: hand.clone(), state: Arc::new(Mutex::new(state)) }
@@ -169,6 +171,11 @@ impl Shelf {
     /// How many commits have reached it.
     pub(crate) fn commits(&self) -> usize {
         self.state.lock().unwrap().commits
+    }
+
+    /// How many documents it was asked for by path.
+    pub(crate) fn documents_read(&self) -> usize {
+        self.state.lock().unwrap().documents_read
     }
 
     pub(crate) fn document(&self, path: &str) -> Option<Arc<Document>> {
@@ -243,7 +250,8 @@ impl Shelf {
 impl Store for Shelf {
     async fn get(&self, paths: &[DocPath]) -> Result<Snapshot, StoreError> {
         let read = || {
-            let state = self.state.lock().unwrap();
+            let mut state = self.state.lock().unwrap();
+            state.documents_read += paths.len();
             paths.iter().map(|path| state.docs.get(path).cloned()).collect()
         };
         self.answer(|| Ok(Snapshot { read_time: self.time(), docs: read() })).await

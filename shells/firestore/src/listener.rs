@@ -6,7 +6,7 @@ use std::time::Duration;
 use backfill_core::doc::Query;
 use firestore::FirestoreDb;
 use firestore::gcloud_sdk::google::firestore::v1 as pb;
-use firestore::gcloud_sdk::tonic::{Status, Streaming};
+use firestore::gcloud_sdk::tonic::Streaming;
 use futures_util::{FutureExt, Stream, StreamExt, stream};
 use pb::listen_response::ResponseType;
 use pb::target_change::TargetChangeType;
@@ -91,8 +91,9 @@ impl Listener {
         self.failures += 1;
         // The half that asks stays open for as long as the answers are wanted.
         let asking = stream::iter([self.request.clone()]).chain(stream::pending());
-        let answers: Result<_, Status> = self.db.client().get().listen(asking).await;
-        self.live = answers.ok().map(|answers| answers.into_inner());
+        let mut client = self.db.client().get();
+        let answers = tokio::time::timeout(LONGEST_DELAY, client.listen(asking)).await;
+        self.live = answers.ok().and_then(Result::ok).map(|answers| answers.into_inner());
     }
 }
 

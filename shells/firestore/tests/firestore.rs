@@ -5,9 +5,10 @@
 mod outages;
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use store_contract::{Emulator, EmulatorError, Fixture, cases, run};
-use store_firestore::{Credentials, FirestoreStore, Options};
+use store_firestore::{Credentials, FirestoreStore, Options, Timeouts};
 
 fn main() -> ExitCode {
     let emulator = Emulator::start();
@@ -44,6 +45,9 @@ impl Fixture for Database {
             project: space.chars().take(60).collect(),
             credentials: Credentials::Emulator(self.host.clone()),
         };
-        FirestoreStore::connect(&options).await.expect("the emulator answers")
+        let store = FirestoreStore::connect(&options).await.expect("the emulator answers");
+        // A cold emulator on a busy machine takes long; deadlines are for the cases of outages.
+        let patient = Duration::from_secs(60);
+        store.with_timeouts(Timeouts { get: patient, commit: patient, query: patient })
     }
 }

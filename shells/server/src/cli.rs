@@ -1,5 +1,6 @@
 //! The command line.
 
+mod backup;
 mod client;
 mod doctor;
 
@@ -21,6 +22,7 @@ pub fn run(connector: impl Connector) -> ExitCode {
     let outcome = match matches.subcommand() {
         Some(("serve", args)) => serve(args, connector),
         Some(("check-config", args)) => check_config(args),
+        Some(("backup", args)) => backup::backup(args),
         Some(("accounts", args)) => client::accounts(args),
         Some(("backfill", args)) => client::backfill(args),
         Some(("status", args)) => client::status(args),
@@ -71,6 +73,12 @@ pub fn command() -> Command {
                     .num_args(0)
                     .help("Print an example environment file instead"),
             ),
+        )
+        .subcommand(
+            with_settings(
+                Command::new("backup").about("Copy the SQLite database, while instances run or not"),
+            )
+            .arg(Arg::new("file").required(true).help("The file to make; it must not exist")),
         )
         .subcommand(
             Command::new("accounts")

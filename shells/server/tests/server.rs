@@ -131,6 +131,32 @@ fn an_instance_serves_and_stops_when_told() {
 }
 
 #[test]
+fn a_backup_is_taken_beside_a_running_instance_and_can_be_served() {
+    let dir = temporary();
+    let mut server = Server::start(&dir, &[("INSTANCE_ID", "one")]);
+    server.until_ready(true);
+    let other = temporary();
+    let copy = other.join("wa-backfill.sqlite");
+    let (code, text) = server.cli(&["backup", copy.to_str().unwrap()]);
+    assert_eq!(code, Some(0), "{text}");
+    let (code, text) = server.cli(&["backup", copy.to_str().unwrap()]);
+    assert!(code == Some(1) && text.contains("exists"), "{code:?} {text}");
+    server.until_ready(true);
+    assert_eq!(server.terminate(), Some(0));
+
+    // In the copy the first instance still holds the lock.
+    let mut restored = Server::start(&other, &[("INSTANCE_ID", "two")]);
+    restored.until("it knows who holds the lock", |body| body["heldBy"] == "one");
+    assert_eq!(restored.terminate(), Some(0));
+
+    let (code, text) = {
+        let output = command(&["backup", "x"]).env("DATA_DIR", temporary()).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    assert!(code == Some(78) && text.contains("DATA_DIR"), "{code:?} {text}");
+}
+
+#[test]
 fn the_second_instance_stands_by_and_takes_over_at_once() {
     let dir = temporary();
     let mut first = Server::start(&dir, &[("INSTANCE_ID", "one")]);

@@ -66,6 +66,7 @@ pub fn cases<F: Fixture>(fixture: &F) -> Vec<Case> {
             the_inbox_is_ordered_by_its_newest_message;
         ingesting:
             a_bad_document_does_not_fail_its_neighbours,
+            a_new_message_in_a_known_chat_costs_one_read_and_two_writes,
             overlapping_batches_store_each_message_once,
             what_is_cut_off_goes_on,
             what_is_stored_already_costs_no_writes;
