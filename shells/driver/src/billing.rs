@@ -1,10 +1,13 @@
-//! What a store's use costs: the operations that Firestore bills, counted around any store.
+//! What a store's use costs: the operations that Firestore bills, counted around any store, and
+//! what follows from the settings alone when nothing happens.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use backfill_core::doc::{DocPath, Precondition, Query, Write, WriteOp};
+use backfill_core::policy::{InstanceMode, Policy};
 use futures_util::Stream;
 
 use crate::port::{Committed, Found, Snapshot, Store, StoreError};
@@ -85,6 +88,43 @@ impl<S: Store> Store for Counted<S> {
     }
 }
 
+/// Operations a day, as an upper bound that is hardly missed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PerDay {
+    /// Documents read
+    pub reads: f64,
+    /// Documents written
+    pub writes: f64,
+}
+
+impl PerDay {
+    /// Of one instance that serves idle accounts, whatever their number.
+    pub fn of_instance(policy: &Policy) -> Self {
+        let shared = matches!(policy.mode, InstanceMode::Shared { .. });
+        // Lock and compat lock, and at least the own session.
+        let looks = daily(if shared { policy.session_term / 3 } else { policy.session_term * 4 });
+        // Accounts, and sessions that have been dead for long; none of either is one read each.
+        let scans = daily(policy.account_scan);
+        // In exclusive mode the compat lock is renewed along with the session.
+        let renewals = daily(policy.session_renewal) * if shared { 1.0 } else { 2.0 };
+        Self { reads: looks * 3.0 + scans * 2.0 + daily(policy.outbox.poll), writes: renewals }
+    }
+
+    /// Of one account that is connected and in which nothing happens, in addition.
+    pub fn of_account(policy: &Policy) -> Self {
+        // The gap filler leaves its stamp: the account, its order of writes and the fence.
+        let stamps = if policy.recent_sync.enabled { daily(policy.idle_stamp) } else { 0.0 };
+        // A backfill that finds nothing to do takes its lease and gives it back.
+        let auto = &policy.auto_backfill;
+        let runs = if auto.enabled { daily(auto.cooldown.max(auto.interval)) } else { 0.0 };
+        Self { reads: daily(policy.account_scan) + runs * 4.0, writes: stamps * 3.0 + runs * 4.0 }
+    }
+}
+
+fn daily(every: Duration) -> f64 {
+    86_400.0 / every.as_secs_f64().max(0.001)
+}
+
 /// Whether Firestore sees a delete: it checks that a document is absent by deleting it.
 fn deletes(write: &Write) -> bool {
     write.op == WriteOp::Delete
@@ -102,10 +142,100 @@ fn count(n: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::testing::{Hand, Mood, Shelf};
-    use backfill_core::doc::{CollectionPath, FieldOp};
+    use backfill_core::doc::{CollectionPath, FieldOp, Value};
+    use backfill_core::id::{AccountId, InstanceId};
+    use backfill_core::io::{Answer, GatewayCall, GatewayEvent, GatewayRequest};
+    use backfill_core::policy::{Credentials, Settings};
     use futures_util::FutureExt;
+
+    use super::*;
+    use crate::port::{Gateway, Runtime};
+    use crate::testing::{Hand, Mood, Shelf};
+    use crate::{Driver, Handle};
+
+    /// Connects whatever it is asked to; nothing ever arrives.
+    #[derive(Clone)]
+    struct Quiet(Handle);
+
+    impl Gateway for Quiet {
+        async fn execute(&self, request: GatewayRequest) -> Answer {
+            let GatewayRequest { id: connection, account, call, .. } = request;
+            if matches!(call, GatewayCall::Connect) {
+                self.0.report(account.clone(), GatewayEvent::Opened { connection });
+                let drained = GatewayEvent::Drained { connection, announced: 0, stored: 0 };
+                self.0.report(account, drained);
+            }
+            Answer::Done
+        }
+    }
+
+    fn policy() -> Policy {
+        let mut settings = Settings::exclusive(InstanceId::parse("i").unwrap());
+        settings.credentials = Credentials::Shared;
+        Policy::new(settings).unwrap()
+    }
+
+    /// What a day costs in which nothing happens to so many accounts.
+    fn day(policy: &Policy, accounts: usize) -> Operations {
+        let hand = Hand::default();
+        let shelf = Shelf::new(&hand);
+        for n in 0..accounts {
+            let id = AccountId::parse(format!("account_prod_{n}")).unwrap();
+            let fields = vec![("status".into(), Value::from("connected").into())];
+            shelf.put(&[Write::merge(id.path(), Precondition::Absent, fields)]).unwrap();
+        }
+        let store = Counted::new(shelf);
+        let driver = Driver::new(policy.clone(), [7; 32], store.clone(), hand.clone(), ());
+        let handle = driver.handle();
+        hand.spawn(driver.run(Quiet(handle.clone())));
+        let a_day = Duration::from_secs(24 * 3_600);
+        hand.pass(a_day);
+        let held = handle.look(|instance| {
+            (0..accounts)
+                .filter_map(|n| AccountId::parse(format!("account_prod_{n}")).ok())
+                .filter(|id| instance.account_insight(id).is_some_and(|seen| seen.connected))
+                .count()
+        });
+        assert_eq!(held, accounts, "not all of them are connected");
+        let before = store.operations();
+        hand.pass(a_day);
+        let after = store.operations();
+        Operations {
+            reads: after.reads - before.reads,
+            writes: after.writes - before.writes,
+            deletes: after.deletes - before.deletes,
+        }
+    }
+
+    #[track_caller]
+    fn assert_close(what: &str, measured: f64, bound: f64) {
+        assert!(measured <= bound, "{what}: {measured} a day, and at most {bound} are stated");
+        assert!(measured >= bound * 0.85, "{what}: {measured} a day, far below {bound}");
+    }
+
+    #[test]
+    #[expect(clippy::cast_precision_loss, reason = "a day has far less than 2^52 operations")]
+    fn a_day_in_which_nothing_happens_costs_what_is_stated() {
+        let policy = policy();
+        let (one, more) = (day(&policy, 1), day(&policy, 11));
+        let (instance, account) = (PerDay::of_instance(&policy), PerDay::of_account(&policy));
+        let each = |one: u64, more: u64| (more - one) as f64 / 10.0;
+        assert_close("reads of an account", each(one.reads, more.reads), account.reads);
+        assert_close("writes of an account", each(one.writes, more.writes), account.writes);
+        let reads = one.reads as f64 - account.reads;
+        assert_close("reads of an instance", reads, instance.reads);
+        let writes = one.writes as f64 - account.writes;
+        assert_close("writes of an instance", writes, instance.writes);
+        assert_eq!(more.deletes, 0);
+    }
+
+    #[test]
+    fn the_defaults_cost_what_the_documentation_says() {
+        let policy = policy();
+        let instance = PerDay { reads: 3_888.0, writes: 5_760.0 };
+        assert_eq!(PerDay::of_instance(&policy), instance);
+        assert_eq!(PerDay::of_account(&policy), PerDay { reads: 160.0, writes: 304.0 });
+    }
 
     #[test]
     fn operations_are_counted_as_they_are_billed() {

@@ -134,7 +134,7 @@ const menu = (account) => {
     items.unshift(press("Sync / Backfill", () => api(`/api/whatsapp/backfill/${id}`, { method: "POST" }), { class: "plain" }));
   }
   return el("details", { class: "menu" },
-    el("summary", { "aria-label": `More for ${account.name || account.masked}` }, "⋯"),
+    el("summary", { id: `menu-${account.masked}`, "aria-label": `More for ${account.name || account.masked}` }, "⋯"),
     el("div", {}, ...items));
 };
 
@@ -202,6 +202,7 @@ const tabs = (account, current) => [
   el("div", { class: "row" }, el("h1", { class: "grow" }, account.name || account.masked), badge(account.status)),
   el("nav", { class: "tabs", "aria-label": "Account" }, ...["inbox", "sync"].map((tab) => el("a", {
     href: `#/account/${encodeURIComponent(account.id)}/${tab}`,
+    id: `tab-${tab}`,
     "aria-current": tab === current ? "page" : null,
   }, tab === "inbox" ? "Inbox" : "Sync"))),
 ];
@@ -298,6 +299,7 @@ const inboxView = (data) => draw(`inbox ${route.id} ${route.thread || ""}`, data
     el("section", { class: "panel threads-pane", "aria-label": "Threads" },
       data.threads.length ? el("ul", { class: "threads", id: "threads", "data-scroll": true }, ...data.threads.map((thread) => el("li", {},
         el("a", {
+          id: `thread-${thread.id}`,
           href: `#/account/${encodeURIComponent(route.id)}/inbox/${encodeURIComponent(thread.id)}`,
           "aria-current": thread.id === route.thread ? "true" : null,
         },
@@ -306,7 +308,7 @@ const inboxView = (data) => draw(`inbox ${route.id} ${route.thread || ""}`, data
         el("div", { class: "quiet preview" }, thread.lastMessagePreview || "")))))
         : el("p", {}, "No messages yet.")),
     el("section", { class: "panel", "aria-label": "Messages" },
-      route.thread ? el("p", { class: "row" }, el("a", { href: `#/account/${encodeURIComponent(route.id)}/inbox` }, "← Threads"),
+      route.thread ? el("p", { class: "row" }, el("a", { class: "back", href: `#/account/${encodeURIComponent(route.id)}/inbox` }, "← Threads"),
         el("strong", {}, (data.thread && data.thread.displayName) || "")) : el("p", { class: "quiet" }, "Choose a thread."),
       data.messages ? el("ol", { class: "messages", id: "messages", "data-scroll": true }, ...data.messages.slice().reverse().map(message)) : null)),
 ]);

@@ -108,13 +108,9 @@ impl Access {
         })
     }
 
-    pub(crate) fn check_ip(
-        &self,
-        parts: (&HeaderMap, Option<Peer>),
-        now: Mono,
-    ) -> Result<(), Failure> {
+    pub(crate) fn check_ip(&self, parts: (&HeaderMap, Option<Peer>)) -> Result<(), Failure> {
         let Some(ip) = self.ip(parts.0, parts.1) else { return Ok(()) };
-        self.per_ip.take(ip, now).map_err(too_many)
+        self.per_ip.take(&ip).map_err(too_many)
     }
 
     fn ip(&self, headers: &HeaderMap, peer: Option<Peer>) -> Option<IpAddr> {
@@ -131,10 +127,9 @@ impl Access {
         &self,
         token: &str,
         origin: (&HeaderMap, Option<Peer>),
-        now: Mono,
     ) -> Result<(Session, String), Failure> {
         if let Some(ip) = self.ip(origin.0, origin.1) {
-            self.logins.take(ip, now).map_err(too_many)?;
+            self.logins.take(&ip).map_err(too_many)?;
         }
         if !self.is_admin_token(token) {
             return Err(unauthorized("The token is wrong."));
@@ -183,7 +178,7 @@ impl Access {
             .ok_or_else(|| unauthorized("The Authorization header has to be a bearer token."))?;
         let id: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         if self.is_admin_token(token) {
-            self.per_token.take(id, now).map_err(too_many)?;
+            self.per_token.take(&id).map_err(too_many)?;
             return Ok(Caller { kind: CallerKind::Admin, uid: "admin".into(), operator: true });
         }
         let Some(firebase) = &self.firebase else {
@@ -198,7 +193,7 @@ impl Access {
             )
             .retry_after(10),
         })?;
-        self.per_token.take(Sha256::digest(claims.sub.as_bytes()).into(), now).map_err(too_many)?;
+        self.per_token.take(&Sha256::digest(claims.sub.as_bytes()).into()).map_err(too_many)?;
         let narrowed = !self.options.operators.is_empty() || self.options.operator_claim.is_some();
         let listed = claims.email_verified
             && claims

@@ -80,9 +80,10 @@ pub(crate) async fn list(_: Caller, State(app): State<App>) -> Result<Json<Value
 pub(crate) async fn add(
     _: Operator,
     State(app): State<App>,
-    Body(new): Body<NewAccount>,
+    body: Result<Body<NewAccount>, Failure>,
 ) -> Result<Json<Value>, Failure> {
     let live = app.active()?;
+    let Body(new) = body?;
     let name = new.name.trim().to_owned();
     if name.is_empty() || name.chars().count() > 100 {
         return Err(Failure::bad_request("`name` has to have 1 to 100 characters."));

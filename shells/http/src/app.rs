@@ -333,7 +333,7 @@ async fn bounded(State(app): State<App>, request: Request, next: Next) -> Respon
     let open = matches!(request.uri().path(), "/" | "/health" | "/ready" | "/diag");
     if !open {
         let peer = request.extensions().get::<Peer>().copied();
-        if let Err(failure) = app.access().check_ip((request.headers(), peer), app.now()) {
+        if let Err(failure) = app.access().check_ip((request.headers(), peer)) {
             return failure.into_response();
         }
     }

@@ -59,7 +59,7 @@ async fn log_in(
     Body(login): Body<Login>,
 ) -> Result<Response, Failure> {
     let peer = peer.map(|Extension(peer)| peer);
-    let (session, cookie) = app.access().log_in(&login.token, (&headers, peer), app.now())?;
+    let (session, cookie) = app.access().log_in(&login.token, (&headers, peer))?;
     let answer = success(json!({ "csrf": session.csrf }));
     Ok(([(header::SET_COOKIE, cookie)], answer).into_response())
 }

@@ -82,7 +82,8 @@ impl Diagnosis<'_> {
             );
         }
         if let Some(until) = self.cooldown {
-            let summary = format!("Live; history is complete, cooldown until {}.", iso(until));
+            let summary =
+                format!("Live; the last backfill went well, cooldown until {}.", iso(until));
             return ("cooldown", summary, nothing());
         }
         if let Some(until) = self.backoff {

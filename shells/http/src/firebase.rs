@@ -133,7 +133,7 @@ impl Firebase {
             Ok(fetched) => fetched,
             Err(error) => {
                 tracing::warn!(
-                    "the keys of Firebase could not be fetched: {}",
+                    "[http] the keys of Firebase could not be fetched: {}",
                     error.without_url()
                 );
                 return;

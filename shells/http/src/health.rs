@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::access::Admin;
 use crate::app::{App, request_id};
 use crate::json::{field, iso};
+use crate::metrics::STATUSES;
 
 pub(crate) fn routes() -> Router<App> {
     Router::new()
@@ -122,8 +123,9 @@ pub(crate) async fn metrics(_: Admin, State(app): State<App>) -> impl IntoRespon
         }
         metrics.set("wa_store_connected", &[], f64::from(u8::from(live.reached.get())));
     }
+    let accounts = app.view().accounts();
     for name in STATUSES {
-        let n = app.view().accounts().iter().filter(|(_, fields)| status(fields) == *name).count();
+        let n = accounts.iter().filter(|(_, fields)| status(fields) == *name).count();
         let n = u32::try_from(n).unwrap_or(u32::MAX);
         metrics.set("wa_accounts", &[("status", name)], n.into());
     }
@@ -150,13 +152,3 @@ pub(crate) fn status(fields: &Fields) -> &str {
 
 /// What today's readers know this service as.
 const SERVICE: &str = "whatsapp-backend";
-const STATUSES: &[&str] = &[
-    "awaiting_scan",
-    "connected",
-    "connecting",
-    "deleted",
-    "disconnected",
-    "logged_out",
-    "needs_qr",
-    "qr_ready",
-];

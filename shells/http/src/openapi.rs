@@ -4,6 +4,7 @@ use axum::response::Html;
 use axum::routing::get;
 use axum::{Json, Router};
 use utoipa::OpenApi;
+use utoipa::openapi::Response;
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 
 use crate::access::Caller;
@@ -45,8 +46,26 @@ impl utoipa::Modify for Security {
             let scheme = SecurityScheme::Http(Http::new(HttpAuthScheme::Bearer));
             components.add_security_scheme(name, scheme);
         }
+        let paths = api.paths.paths.values_mut();
+        for operation in paths.flat_map(|path| [&mut path.get, &mut path.post, &mut path.delete]) {
+            let Some(operation) = operation.as_mut().filter(|o| o.security.is_some()) else {
+                continue;
+            };
+            for (status, about) in OF_ALL_WITH_CREDENTIALS {
+                let about = Response::builder().description(about).build();
+                let responses = &mut operation.responses.responses;
+                responses.entry(status.to_owned()).or_insert(about.into());
+            }
+        }
     }
 }
+
+/// What every path that needs credentials may answer.
+const OF_ALL_WITH_CREDENTIALS: [(&str, &str); 3] = [
+    ("401", "`unauthorized`: no credentials, or wrong ones"),
+    ("403", "`forbidden`: these credentials do not allow it; `csrf` for a browser's"),
+    ("429", "`rate_limited`: too many requests; `Retry-After` says when to come back"),
+];
 
 pub(crate) fn routes() -> Router<App> {
     Router::new()

@@ -48,9 +48,10 @@ pub(crate) struct NewMessage {
 pub(crate) async fn send(
     caller: Caller,
     State(app): State<App>,
-    Body(new): Body<NewMessage>,
+    body: Result<Body<NewMessage>, Failure>,
 ) -> Result<Json<Value>, Failure> {
     let live = app.active()?;
+    let Body(new) = body?;
     let account = parse(&new.account_id)?;
     if new.message.is_empty() || new.message.len() > MOST_TEXT_BYTES {
         return Err(Failure::bad_request("`message` has to have 1 to 65536 bytes."));

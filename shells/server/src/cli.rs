@@ -12,7 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::config::Config;
-use crate::serve::{Connector, start};
+use crate::serve::{Connector, StartError, start};
 use crate::settings::{Given, Preset, SETTINGS, described, effective, example};
 use crate::{dotenv, logs};
 
@@ -49,6 +49,15 @@ impl Refusal {
 
     fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), code: 1 }
+    }
+}
+
+impl From<StartError> for Refusal {
+    fn from(error: StartError) -> Self {
+        match error {
+            StartError::Ended => Self::new(error.to_string()),
+            _ => Self::of_setup(error.to_string()),
+        }
     }
 }
 
@@ -191,11 +200,11 @@ fn serve(args: &ArgMatches, connector: impl Connector) -> Outcome {
         }
         info!(instance = %config.policy.instance, "[config] starting");
         let starting = start(config, connector);
-        let mut server = starting.await.map_err(|error| Refusal::of_setup(error.to_string()))?;
+        let mut server = starting.await?;
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
-            error = server.ended() => return Err(Refusal::of_setup(error.to_string())),
+            error = server.ended() => return Err(error.into()),
         }
         info!("[lock] stopping: handing everything over; another signal ends at once");
         tokio::select! {

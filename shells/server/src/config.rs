@@ -311,16 +311,16 @@ fn store(
 const CREDENTIALS_FILE: &str = "GOOGLE_APPLICATION_CREDENTIALS";
 
 fn policy(parsed: &mut Parsed<'_>) -> Option<Policy> {
-    let before = parsed.problems.len();
     let instance = parsed.text("INSTANCE_ID").unwrap_or_else(default_instance_id);
     let instance = match InstanceId::parse(instance.as_str()) {
-        Ok(id) if !instance.contains('#') && instance.len() <= 200 => id,
+        Ok(id) if !instance.contains('#') && instance.len() <= 200 => Some(id),
         _ => {
             let why = "has to be at most 200 characters without / and #";
             parsed.wrong("INSTANCE_ID", &instance, why);
-            return None;
+            // The other settings are judged all the same.
+            InstanceId::parse("unnamed").ok()
         }
-    };
+    }?;
     let shared = parsed.word("INSTANCE_MODE") == "shared";
     let cluster = parsed.text("CLUSTER").or_else(|| parsed.text("ACCOUNT_NAMESPACE"));
     let mut s = if shared {
@@ -374,15 +374,16 @@ fn policy(parsed: &mut Parsed<'_>) -> Option<Policy> {
         "shared" => Credentials::Shared,
         _ => Credentials::Local,
     };
-    if parsed.problems.len() > before {
-        return None;
-    }
     match Policy::new(s) {
         Ok(policy) => Some(policy),
         Err(errors) => {
+            let alone = parsed.problems.len();
             for error in errors.0 {
-                let name = variable(error.field, shared);
-                parsed.problems.push(format!("{name} is {}: {}", error.value, error.expected));
+                let about = format!("{} is ", variable(error.field, shared));
+                // What could not even be read was judged by its default.
+                if !parsed.problems[..alone].iter().any(|problem| problem.starts_with(&about)) {
+                    parsed.problems.push(format!("{about}{}: {}", error.value, error.expected));
+                }
             }
             None
         }
@@ -516,6 +517,21 @@ mod tests {
         }
         assert_eq!(found.len(), about.len(), "{found:?}");
         assert!(!found.iter().any(|p| p.contains("short")), "the token is shown");
+    }
+
+    #[test]
+    fn what_cannot_be_read_hides_nothing_else() {
+        let found = problems(&[
+            ("INSTANCE_ID", "a/b"),
+            ("AUTO_BACKFILL_INTERVAL_MS", "often"),
+            ("AUTO_BACKFILL_COOLDOWN_SUCCESS_MS", "1000"),
+        ]);
+        assert_eq!(found.len(), 3, "{found:?}");
+        let about =
+            ["INSTANCE_ID is a/b", "AUTO_BACKFILL_INTERVAL_MS is often", "AUTO_BACKFILL_ATTEMPT"];
+        for (found, about) in found.iter().zip(about) {
+            assert!(found.starts_with(about), "{found}");
+        }
     }
 
     #[test]

@@ -157,6 +157,30 @@ fn a_backup_is_taken_beside_a_running_instance_and_can_be_served() {
 }
 
 #[test]
+fn an_answer_that_never_ends_delays_the_end_only_a_while() {
+    let dir = temporary();
+    let mut server = Server::start(&dir, &[]);
+    server.until_ready(true);
+    let caller = server.unfinished_request();
+    assert_eq!(server.terminate(), Some(0));
+    assert!(server.log().contains("[http] some answers took too long and were dropped"));
+    drop(caller);
+}
+
+#[test]
+fn a_second_signal_ends_at_once() {
+    let dir = temporary();
+    let mut server = Server::start(&dir, &[]);
+    server.until_ready(true);
+    let caller = server.unfinished_request();
+    server.signal(rustix::process::Signal::TERM);
+    server
+        .wait("it begins to stop", |server| server.log().contains("[lock] stopping").then_some(()));
+    assert_eq!(server.terminate(), Some(130));
+    drop(caller);
+}
+
+#[test]
 fn the_second_instance_stands_by_and_takes_over_at_once() {
     let dir = temporary();
     let mut first = Server::start(&dir, &[("INSTANCE_ID", "one")]);

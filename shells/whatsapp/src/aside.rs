@@ -125,7 +125,7 @@ impl Desk {
         let options = PairCodeOptions { phone_number: phone, ..PairCodeOptions::default() };
         // The code itself arrives as an event. Without one there is still the picture to scan.
         if client.pair_with_code(options).await.is_err() {
-            tracing::info!(account = %self.account.id, "no code to type in was given");
+            tracing::info!(account = %self.account.id, "[realtime] no code to type in was given");
         }
     }
 

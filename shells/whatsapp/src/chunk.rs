@@ -67,7 +67,7 @@ impl Arrivals {
         self.account.expected().arrived();
         let payload = sync.compressed_bytes().clone();
         let Some(room) = self.room.take(payload.len()) else {
-            tracing::warn!(account = %self.account.id, "history was dropped: too much waits");
+            tracing::warn!(account = %self.account.id, "[history-sync] history was dropped: too much waits");
             return self.lost();
         };
         let size = sync.decompressed_size() as u64;
@@ -150,7 +150,7 @@ impl Arrivals {
         let count = u64::try_from(count).unwrap_or(0);
         let noted = self.keep.note(&self.account.id, count).await;
         if noted.is_err() {
-            tracing::warn!(account = %self.account.id, "announced history could not be noted");
+            tracing::warn!(account = %self.account.id, "[history-sync] announced history could not be noted");
         }
         noted
     }

@@ -173,7 +173,7 @@ impl<S: Store> WhatsApp<S> {
         let Shared { handle, sessions, options, .. } = &*self.0;
         let turn = Arc::clone(&account.session).lock_owned().await;
         let session = sessions.open(&account.id).await.map_err(|error| {
-            tracing::warn!(account = %account.id, %error, "the session cannot be opened");
+            tracing::warn!(account = %account.id, %error, "[realtime] the session cannot be opened");
             Rejection::Unavailable
         })?;
         let backend = Arc::clone(&session.backend);
@@ -207,7 +207,7 @@ impl<S: Store> WhatsApp<S> {
             builder = builder.with_version(version);
         }
         let bot = builder.build().await.map_err(|error| {
-            tracing::warn!(account = %account.id, %error, "the client cannot be built");
+            tracing::warn!(account = %account.id, %error, "[realtime] the client cannot be built");
             Rejection::Unavailable
         })?;
 
@@ -254,7 +254,7 @@ impl<S: Store> WhatsApp<S> {
         };
         self.wipe(&account.id).await;
         if self.0.keep.clear(&account.id).await.is_err() {
-            tracing::warn!(account = %account.id, "what was spooled could not be removed");
+            tracing::warn!(account = %account.id, "[realtime] what was spooled could not be removed");
         }
         Answer::Done
     }
@@ -262,7 +262,9 @@ impl<S: Store> WhatsApp<S> {
     async fn wipe(&self, account: &AccountId) {
         match self.0.sessions.wipe(account).await {
             Ok(()) => self.0.handle.credentials(account.clone(), false),
-            Err(error) => tracing::warn!(%account, %error, "the session could not be wiped"),
+            Err(error) => {
+                tracing::warn!(%account, %error, "[realtime] the session could not be wiped")
+            }
         }
     }
 }

@@ -37,7 +37,7 @@ impl History {
             };
         };
         if let Err(error) = self.keep.put(account, chunk, &arrived).await {
-            tracing::warn!(%account, %error, "a history chunk could not be spooled");
+            tracing::warn!(%account, %error, "[history-sync] a history chunk could not be spooled");
             return Answer::Rejected(Rejection::Unavailable);
         }
         if self.account.remove_chunk(chunk).is_some() {
@@ -86,12 +86,12 @@ impl History {
             // It was forgotten because all of it is stored, and the answer was lost.
             Ok(None) => return Answer::Done,
             Err(crate::spool::Lost::Damaged) => {
-                tracing::warn!(%account, "a spooled history chunk is damaged");
+                tracing::warn!(%account, "[history-sync] a spooled history chunk is damaged");
                 self.arrivals.damaged();
                 return Answer::Done;
             }
             Err(error) => {
-                tracing::warn!(%account, %error, "a spooled history chunk cannot be read");
+                tracing::warn!(%account, %error, "[history-sync] a spooled history chunk cannot be read");
                 return Answer::Rejected(Rejection::Unavailable);
             }
         };
@@ -102,12 +102,12 @@ impl History {
             Err(Stopped::NotStored) => return Answer::Rejected(Rejection::Unavailable),
             Err(Stopped::Damaged) => {
                 // Whoever reads it again gets no further.
-                tracing::warn!(%account, "a history chunk is damaged; what follows is lost");
+                tracing::warn!(%account, "[history-sync] a history chunk is damaged; what follows is lost");
                 self.arrivals.damaged();
             }
         }
         let Stored { conversations, records, counts } = stored;
-        tracing::info!(%account, conversations, records, dry_run = self.dry_run, "history stored");
+        tracing::info!(%account, conversations, records, dry_run = self.dry_run, "[history-sync] history stored");
         self.report(GatewayEvent::ChunkStored { chunk, counts });
         Answer::Done
     }

@@ -281,7 +281,7 @@ impl Link {
             drop(running);
             let Used { session, turn } = used;
             if let Err(error) = session.close().await {
-                tracing::warn!(account = %self.account.id, %error, "a session did not close well");
+                tracing::warn!(account = %self.account.id, %error, "[realtime] a session did not close well");
             }
             if unlinked {
                 wipe().await;

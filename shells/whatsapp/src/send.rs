@@ -66,7 +66,7 @@ pub(crate) async fn send<S: Store>(
         Ok(Err(error)) => return refusal(&error),
     };
     if ack.refused {
-        tracing::warn!(account = %account.id, "the server refused a message");
+        tracing::warn!(account = %account.id, "[realtime] the server refused a message");
         return Answer::Rejected(Rejection::Unavailable);
     }
     // What the server has is part of the chat, like what the owner types on the phone.

@@ -47,6 +47,15 @@ impl Api {
         self.send(self.client.get(format!("{}{path}", self.base))).await
     }
 
+    /// A GET of something that is no JSON.
+    ///
+    /// # Errors
+    /// There is no answer.
+    pub async fn text(&self, path: &str) -> Result<String> {
+        let request = self.client.get(format!("{}{path}", self.base)).bearer_auth(&self.token);
+        Ok(request.send().await?.text().await?)
+    }
+
     /// A POST with a JSON body.
     ///
     /// # Errors

@@ -178,8 +178,8 @@ async fn a_backfill_is_started_once() {
     assert_eq!(body["alreadyRunning"], true, "{body}");
     assert_eq!(body["run"]["running"], true, "{body}");
     assert_eq!(body["run"]["trigger"], "manual");
-    assert_eq!(world.metrics.count("wa_runs_total", &[("trigger", "manual")]), 1);
-    assert_eq!(world.metrics.count("wa_manual_backfills_total", &[("caller", "admin_token")]), 4);
+    assert!(world.measures("wa_runs_total{kind=\"auto_backfill\",trigger=\"manual\"} 1"));
+    assert!(world.measures("wa_manual_backfills_total{caller=\"admin_token\"} 4"));
 }
 
 async fn a_thread_with_a_message(world: &World, account: &str) {

@@ -80,6 +80,10 @@ async fn everything_else_needs_credentials() {
     let (_, api) = world.get("/openapi.json").await;
     let paths = api["paths"].as_object().unwrap();
     assert!(paths.len() >= 14, "{}", paths.len());
+    let add = &paths["/api/whatsapp/add-account"]["post"]["responses"];
+    assert!(add["401"].is_object() && add["503"].is_object(), "{add}");
+    assert!(add["429"]["description"].as_str().is_some_and(|d| d.contains("MAX_ACCOUNTS")));
+    assert!(paths["/ready"]["get"]["responses"]["401"].is_null());
     for (path, operations) in paths {
         for method in operations.as_object().unwrap().keys() {
             let open = matches!(path.as_str(), "/" | "/ready" | "/diag" | "/health");
@@ -159,7 +163,9 @@ async fn metrics_count_what_happened() {
     let id = world.connected("0712345678").await;
     world.post(&format!("/api/whatsapp/backfill/{}", id.as_str()), Value::Null).await;
     world
-        .until("the run has started", async || world.metrics.count("wa_runs_total", &[]) == 1)
+        .until("the run has started", async || {
+            world.measures("wa_runs_total{kind=\"auto_backfill\",trigger=\"manual\"} 1")
+        })
         .await;
     let (status, text) = world.get("/metrics").await;
     assert_eq!(status, 200);

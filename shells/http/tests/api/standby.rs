@@ -37,6 +37,7 @@ async fn a_passive_instance_says_who_serves_and_changes_nothing() {
     let id = id.as_str();
     let changes = [
         (Method::POST, "/api/whatsapp/add-account".to_owned(), json!({ "name": "B" })),
+        (Method::POST, "/api/whatsapp/add-account".to_owned(), json!(["not even a body"])),
         (Method::POST, format!("/api/whatsapp/regenerate-qr/{id}"), Value::Null),
         (Method::DELETE, format!("/api/whatsapp/accounts/{id}"), Value::Null),
         (Method::POST, format!("/api/whatsapp/backfill/{id}"), Value::Null),

@@ -35,7 +35,7 @@ pub(crate) struct World {
     pub(crate) address: SocketAddr,
     pub(crate) whatsapp: WhatsApp,
     pub(crate) store: TestStore,
-    pub(crate) metrics: Arc<Metrics>,
+    metrics: Arc<Metrics>,
     handle: Handle,
     client: reqwest::Client,
     stop: watch::Sender<bool>,
@@ -172,6 +172,11 @@ impl World {
             self.document(id.path().as_str()).await.is_some_and(|doc| doc["status"] == status)
         })
         .await;
+    }
+
+    /// Whether this line is among the metrics.
+    pub(crate) fn measures(&self, line: &str) -> bool {
+        self.metrics.render().lines().any(|measured| measured == line)
     }
 
     /// Waits for something that follows by itself.

@@ -1,6 +1,8 @@
 //! A server in a process of its own.
 
 use std::fs::File;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -77,6 +79,20 @@ impl Server {
             let response = self.client.get(format!("{}{path}", self.address)).send().await.unwrap();
             response.json().await.unwrap()
         })
+    }
+
+    /// A request whose body never comes, and which is being answered already.
+    pub(crate) fn unfinished_request(&self) -> TcpStream {
+        let address = self.address.strip_prefix("http://").unwrap();
+        let mut stream = TcpStream::connect(address).unwrap();
+        let head = "POST /console/login HTTP/1.1\r\nHost: here\r\nExpect: 100-continue\r\n\
+                    Content-Type: application/json\r\nContent-Length: 99\r\n\r\n";
+        stream.write_all(head.as_bytes()).unwrap();
+        // Whoever is told to go on is waited for.
+        let mut told = [0; 12];
+        stream.read_exact(&mut told).unwrap();
+        assert_eq!(&told, b"HTTP/1.1 100");
+        stream
     }
 
     /// What an administrator gets.

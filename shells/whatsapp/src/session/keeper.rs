@@ -115,7 +115,7 @@ impl<S: Store> Keeper<S> {
         let closed = tokio::task::spawn_blocking(move || drop(open)).await;
         drop(lock(&self.turn).take());
         if closed.is_err() {
-            tracing::warn!(account = %self.account, "a session's store did not end well");
+            tracing::warn!(account = %self.account, "[realtime] a session's store did not end well");
         }
         result
     }
@@ -131,7 +131,7 @@ impl<S: Store> Keeper<S> {
             lock(&self.rows).fail(e.clone());
         } else if book.is_full() && self.empty_journal(book).await.is_err() {
             // The journal goes on; the next commit tries again.
-            tracing::warn!(account = %self.account, "the journal of a session was not emptied");
+            tracing::warn!(account = %self.account, "[realtime] the journal of a session was not emptied");
         }
         result
     }
