@@ -13,9 +13,11 @@ use governor::{Quota, RateLimiter};
 /// Who may ask how often.
 pub(crate) struct Limit<K: Clone + Eq + Hash, C: Clock = DefaultClock> {
     /// `None`: as often as they like
-    limiter: Option<RateLimiter<K, HashMapStateStore<K>, C, NoOpMiddleware<C::Instant>>>,
+    limiter: Option<Limiter<K, C>>,
     asked: AtomicU32,
 }
+
+type Limiter<K, C> = RateLimiter<K, HashMapStateStore<K>, C, NoOpMiddleware<<C as Clock>::Instant>>;
 
 impl<K: Clone + Eq + Hash> Limit<K> {
     /// `per_minute` requests a minute; 0 means no limit.
