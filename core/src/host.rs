@@ -78,6 +78,7 @@ pub(crate) enum AccountRoute {
     LoadMarker,
     LoadOpen,
     Logout,
+    Recover,
     Run(RunKind),
     Send(OutboxId),
     Spool(ChunkId),
@@ -118,6 +119,8 @@ pub(crate) enum AccountTimer {
     LoadOpen,
     /// The phone may be asked, or has not answered
     Phone,
+    /// The spool is to be looked into once more
+    Recover,
     /// A run has something to do: renew its lease, retry, end
     Run(RunKind),
     Spool,
@@ -133,6 +136,7 @@ impl Timer {
             Self::Account(_, AccountTimer::LedgerRetry) => "account write retry",
             Self::Account(_, AccountTimer::Load) => "account load",
             Self::Account(_, AccountTimer::LoadOpen) => "open holes",
+            Self::Account(_, AccountTimer::Recover) => "look into the spool",
             Self::Account(_, AccountTimer::Phone) => "phone",
             Self::Account(_, AccountTimer::Run(_)) => "run",
             Self::Account(_, AccountTimer::Spool) => "spool retry",

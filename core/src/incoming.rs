@@ -286,17 +286,20 @@ pub enum SyncSource {
     RecentSync,
     /// History that the phone sent by itself
     HistorySync,
+    /// Live, but on a way that WhatsApp is told of before the message is stored: a crash in between
+    /// loses it, until history brings it
+    AtMostOnce,
     /// Live or from the offline queue
     Realtime,
 }
 
 impl SyncSource {
-    /// The word in documents.
+    /// The word in documents, where a field of its own tells [`AtMostOnce`](Self::AtMostOnce).
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Backfill => "backfill",
             Self::HistorySync => "history_sync",
-            Self::Realtime => "realtime",
+            Self::AtMostOnce | Self::Realtime => "realtime",
             Self::RecentSync => "recent_sync",
         }
     }

@@ -1158,6 +1158,18 @@ mod tests {
     }
 
     #[test]
+    fn what_was_confirmed_before_it_was_stored_is_marked_until_it_comes_the_usual_way() {
+        let mut store = Store::default();
+        let past = |id| Incoming { source: SyncSource::AtMostOnce, ..text(id, 100, "hello") };
+        store.ingest(vec![past("M1"), past("M2")]);
+        let history = Incoming { source: SyncSource::HistorySync, ..text("M1", 100, "hello") };
+        store.ingest(vec![history, text("M2", 100, "hello")]);
+        let mark = |id| store.message(PEER, id).bool("atMostOnce");
+        assert_eq!((mark("M1"), mark("M2")), (Some(true), None));
+        assert_eq!(store.message(PEER, "M1").str("syncSource"), Some("realtime"));
+    }
+
+    #[test]
     fn what_is_stored_already_costs_reads_and_no_write() {
         let mut store = Store::default();
         let records = || {

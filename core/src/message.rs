@@ -210,6 +210,9 @@ impl Message {
             Some(word) if seen != Seen::Missing => MessageKind::parse(word),
             _ => MessageKind::Unknown,
         };
+        let source = fields.get("syncSource").and_then(Value::as_str).and_then(SyncSource::parse);
+        let at_most_once = source == Some(SyncSource::Realtime)
+            && fields.get(AT_MOST_ONCE.as_str()).and_then(Value::as_bool) == Some(true);
         let mut told = Self {
             seen,
             outbound: direction,
@@ -224,7 +227,7 @@ impl Message {
             delivered_at: time("deliveredAt"),
             read_at: time("readAt"),
             sender_name: text("senderName").unwrap_or_default(),
-            source: fields.get("syncSource").and_then(Value::as_str).and_then(SyncSource::parse),
+            source: source.map(|source| if at_most_once { SyncSource::AtMostOnce } else { source }),
             remote_jid: key_text("remoteJid"),
             participant: key_text("participant"),
         };
@@ -320,6 +323,10 @@ impl Message {
         }
         if let Some(source) = self.source {
             to.set(SYNC_SOURCE, source.as_str());
+            match source {
+                SyncSource::AtMostOnce => to.set(AT_MOST_ONCE, true),
+                _ => to.remove(AT_MOST_ONCE),
+            }
         }
         match self.seen {
             Seen::Missing => to.set(PLACEHOLDER, MISSING),
@@ -423,8 +430,9 @@ impl Stamp {
 }
 
 /// All that follows from what is known of a message; its document may have other fields besides.
-const RENDERED: [FieldPath; 22] = [
+const RENDERED: [FieldPath; 23] = [
     ACCOUNT_ID,
+    AT_MOST_ONCE,
     BODY,
     CLIENT_JID,
     DELIVERED_AT,
@@ -449,6 +457,7 @@ const RENDERED: [FieldPath; 22] = [
 ];
 
 const ACCOUNT_ID: FieldPath = FieldPath::new("accountId");
+const AT_MOST_ONCE: FieldPath = FieldPath::new("atMostOnce");
 const BODY: FieldPath = FieldPath::new("body");
 const CLIENT_JID: FieldPath = FieldPath::new("clientJid");
 const CREATED_AT: FieldPath = FieldPath::new("createdAt");

@@ -15,7 +15,7 @@ use crate::host::{AccountRoute, AccountTimer, Host, Route};
 use crate::id::{RequestId, ThreadId};
 use crate::io::{Answer, ChunkCounts, ChunkId, GatewayCall, Ingested, Lane, ThreadSpan};
 use crate::ledger::Purpose;
-use crate::tenure::Tenure;
+use crate::tenure::{Stage, Tenure};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Spool {
@@ -48,6 +48,12 @@ enum ChunkState {
 impl Spool {
     pub(crate) fn is_idle(&self) -> bool {
         self.chunks.is_empty()
+    }
+
+    /// Whether something is in memory only.
+    pub(crate) fn is_arriving(&self) -> bool {
+        let arriving = [ChunkState::Arrived, ChunkState::Spooling];
+        arriving.into_iter().any(|state| self.first(state).is_some())
     }
 
     pub(crate) fn is_missing(&self, chunk: ChunkId) -> bool {
@@ -140,7 +146,7 @@ impl Tenure {
     }
 
     pub(crate) fn pump_spool(&mut self, host: &mut Host) {
-        if !self.is_ready() || !host.believing() {
+        if !matches!(self.stage, Stage::Ready | Stage::Leaving) || !host.believing() {
             return;
         }
         let arrived: Vec<ChunkId> = self
@@ -154,7 +160,8 @@ impl Tenure {
             self.spool.chunks.insert(chunk, ChunkState::Spooling);
             self.call_spool(host, chunk, GatewayCall::Spool { chunk });
         }
-        if self.spool.active().is_some() {
+        // Who leaves makes durable what has arrived, and lets it lie for the next owner.
+        if !self.is_ready() || self.spool.active().is_some() {
             return;
         }
         if let Some(chunk) = self.spool.first(ChunkState::Noted) {
@@ -213,6 +220,10 @@ impl Tenure {
                     self.fill_soon(host);
                 }
             }
+            _ if !self.is_ready() => {
+                // The next owner is told that it is missing.
+                self.spool.chunks.remove(&chunk);
+            }
             _ => {
                 self.spool.interrupted(chunk);
                 let wait = host.about(Duration::from_secs(2));
@@ -226,7 +237,6 @@ impl Tenure {
     /// What a chunk brought, or that it is missing, is noted; it is not needed any more.
     pub(crate) fn on_chunk_covered(&mut self, host: &mut Host, chunk: ChunkId) {
         if !self.is_ready() {
-            // Who leaves lets the chunk lie for the next owner.
             return;
         }
         match self.spool.chunks.get(&chunk) {

@@ -194,6 +194,7 @@ impl Tenure {
             AccountTimer::Load,
             AccountTimer::LoadOpen,
             AccountTimer::Phone,
+            AccountTimer::Recover,
             AccountTimer::Run(RunKind::AutoBackfill),
             AccountTimer::Run(RunKind::RecentSync),
             AccountTimer::Spool,
@@ -218,6 +219,10 @@ impl Tenure {
             AccountRoute::LoadOpen => self.on_open(host, answer),
             // Whatever came of it: nothing more can be done about the account here.
             AccountRoute::Logout => self.leave(host),
+            AccountRoute::Recover if answer == Answer::Done => {}
+            AccountRoute::Recover => {
+                host.in_ms(self.timer(AccountTimer::Recover), Duration::from_secs(5));
+            }
             AccountRoute::Unawaited => {}
             AccountRoute::Run(kind) => self.on_run_answer(host, kind, request, answer),
             AccountRoute::Send(outbox) => self.on_send_answer(host, &outbox, &answer),
@@ -246,6 +251,7 @@ impl Tenure {
             AccountTimer::Load => self.load(host),
             AccountTimer::LoadOpen => self.load_open(host, None),
             AccountTimer::Phone => self.on_phone_timer(host),
+            AccountTimer::Recover => self.recover(host),
             AccountTimer::Run(kind) => self.on_run_timer(host, kind),
             AccountTimer::Spool => self.pump_spool(host),
             AccountTimer::Stamp => self.stamp_realtime(host),
@@ -464,8 +470,13 @@ impl Tenure {
         self.stage = Stage::Ready;
         self.holes_left = true;
         self.load_open(host, None);
-        host.gateway(&self.id, AccountRoute::Unawaited, GatewayCall::Recover, host.deadline);
+        self.recover(host);
         self.want_connection(host);
+    }
+
+    /// Asks for what lies in the spool, and what got lost on the way there.
+    fn recover(&self, host: &mut Host) {
+        host.gateway(&self.id, AccountRoute::Recover, GatewayCall::Recover, host.deadline);
     }
 
     fn load_open(&self, host: &mut Host, after: Option<Cursor>) {
@@ -680,7 +691,8 @@ impl Tenure {
             return;
         }
         let closed = self.link.connection().is_none() || host.bug(Bug::ReleaseBeforeClose);
-        if closed && self.runs.is_empty() && self.ledger.is_idle() && !self.ledger.has_fields() {
+        let durable = self.ledger.is_idle() && !self.ledger.has_fields();
+        if closed && self.runs.is_empty() && durable && !self.spool.is_arriving() {
             self.stage = Stage::Left;
         }
     }

@@ -351,6 +351,7 @@ fn any_of<T: Clone + std::fmt::Debug + 'static>(all: &'static [T]) -> Select<T> 
 
 fn source() -> impl Strategy<Value = SyncSource> {
     any_of(&[
+        SyncSource::AtMostOnce,
         SyncSource::Backfill,
         SyncSource::HistorySync,
         SyncSource::Realtime,
@@ -633,6 +634,7 @@ fn fields() -> impl Strategy<Value = Fields> {
     let names: &'static [_] = &[
         "accountId",
         "archived",
+        "atMostOnce",
         "body",
         "canonicalThreadId",
         "clientJid",

@@ -31,7 +31,11 @@ impl Connector for RealWhatsApp {
         }
         let http = Http::new(config.whatsapp.media_url.clone());
         let http = http.map_err(|error| StartError::Gateway(Box::new(error)))?;
-        let spool = Spool::disk(config.data_dir.join("spool"));
+        // History that waits goes where the credentials are, so that whoever has those has it too.
+        let spool = match &config.sessions {
+            SessionChoice::Local(_) => Spool::disk(config.data_dir.join("spool")),
+            SessionChoice::Shared(keys) => Spool::shared(keys.clone()),
+        };
         let mut options = Options::new(Arc::new(transport), Arc::new(http), spool);
         options.full_history = config.whatsapp.full_history;
         options.dry_run = config.whatsapp.history_dry_run;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use backfill_core::id::{RequestId, ThreadId};
-use backfill_core::incoming::Record;
+use backfill_core::incoming::{Record, SyncSource};
 use backfill_core::io::{CloseReason, GatewayEvent};
 use backfill_core::jid::Jid;
 use backfill_driver::{Handle, Parcel};
@@ -64,9 +64,11 @@ impl Desk {
                 match aside {
                     Aside::Records(told) => records.extend(told),
                     Aside::Messages(messages) => {
-                        let told = self.link.upgrade().map(|link| link.me()).unwrap_or_default();
+                        let me = self.link.upgrade().map(|link| link.me()).unwrap_or_default();
                         hook::learn(&self.account, &messages);
-                        records.extend(messages.iter().filter_map(|m| convert::message(m, &told)));
+                        let source = SyncSource::AtMostOnce;
+                        let told = |message| convert::message(message, &me, source);
+                        records.extend(messages.iter().filter_map(told));
                     }
                     Aside::Undecryptable { info, lost } => {
                         records.push(convert::undecryptable(&info).into());

@@ -8,7 +8,7 @@ use std::time::Duration;
 use backfill_core::io::{ChunkId, GatewayEvent};
 use backfill_driver::Handle;
 use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use wacore::types::events::LazyHistorySync;
 use waproto::whatsapp::history_sync::HistorySyncType;
 
@@ -165,6 +165,8 @@ impl Arrivals {
 pub(crate) struct Expected {
     announced: AtomicU64,
     arrived: AtomicU64,
+    /// Something has arrived, or will not
+    progress: Notify,
     /// How much is announced and not safe yet, as it is noted for good; negative while something is
     /// safe whose announcement is still on its way
     noted: tokio::sync::Mutex<i64>,
@@ -178,15 +180,31 @@ impl Expected {
 
     fn arrived(&self) {
         self.arrived.fetch_add(1, Ordering::AcqRel);
+        self.progress.notify_waiters();
+    }
+
+    /// Ends when nothing is on its way.
+    pub(crate) async fn all_arrived(&self) {
+        loop {
+            let progress = self.progress.notified();
+            let announced = self.announced.load(Ordering::Acquire);
+            if self.arrived.load(Ordering::Acquire) >= announced {
+                return;
+            }
+            progress.await;
+        }
     }
 
     /// If fewer have arrived than were announced up to a number, one will not come any more.
     fn give_up(&self, number: u64) -> bool {
-        self.arrived
+        let given_up = self
+            .arrived
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |arrived| {
                 (arrived < number).then_some(arrived + 1)
             })
-            .is_ok()
+            .is_ok();
+        self.progress.notify_waiters();
+        given_up
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use async_trait::async_trait;
-use backfill_core::incoming::{Author, MessageEvent, Record};
+use backfill_core::incoming::{Author, MessageEvent, Record, SyncSource};
 use backfill_core::jid::{Jid, JidKind};
 use backfill_driver::{Handle, Parcel};
 use smol_str::ToSmolStr;
@@ -56,7 +56,7 @@ impl Hook {
         let me = link.me();
         let mut records = Vec::with_capacity(batch.len());
         for message in batch {
-            if let Some(record) = convert::message(message, &me)
+            if let Some(record) = convert::message(message, &me, SyncSource::Realtime)
                 && may_revoke(client, &record).await
             {
                 records.push(record);

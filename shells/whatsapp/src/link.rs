@@ -270,6 +270,10 @@ impl Link {
 
         self.open.store(false, Ordering::Release);
         let asked = self.is_closing();
+        if asked {
+            // What is being fetched was confirmed, and nobody would fetch it again.
+            timeout(patience / 2, self.account.expected().all_arrived()).await.ok();
+        }
         let (reason, unlinked) = {
             let state = self.state();
             let reason = if asked { CloseReason::Asked } else { CloseReason::Lost };

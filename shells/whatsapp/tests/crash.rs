@@ -72,7 +72,7 @@ impl Schedule {
             .collect();
         // Both kinds of spool, in turns.
         let spool = match seed % 2 {
-            0 => Spool::disk(world.directory.join("spool")),
+            0 => Spool::disk(world.directory.path().join("spool")),
             _ => Spool::shared(keys()),
         };
         let mut schedule = Self {
@@ -88,7 +88,7 @@ impl Schedule {
         let mut totals = BTreeMap::<&'static str, u64>::new();
         let lives = schedule.random.random_range(1..=3);
         for _ in 0..lives {
-            let steps = schedule.random.random_range(1..=250);
+            let steps = schedule.random.random_range(1..=160);
             let died = schedule.live(steps).await;
             *totals.entry("died in the middle").or_default() += u64::from(died);
             *totals.entry("lives").or_default() += 1;

@@ -64,7 +64,7 @@ fn reported(seen: &[GatewayEvent]) -> Option<()> {
 }
 
 fn spooled(world: &World) -> usize {
-    let directory = world.directory.join("spool");
+    let directory = world.directory.path().join("spool");
     let Ok(accounts) = std::fs::read_dir(directory) else { return 0 };
     accounts.map(|entry| std::fs::read_dir(entry.unwrap().path()).unwrap().count()).sum()
 }
@@ -187,6 +187,66 @@ async fn what_was_spooled_is_read_by_the_next_process() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_spool_out_of_reach_is_looked_into_again() {
+    let world = World::linked().await;
+    fill(&world, 4, 10);
+    world.store.broken.store(true, Ordering::Release);
+    let process = world.start().await;
+    process.opened(1).await;
+    world.account.phone().send_all_history(1, Via::Inline);
+    let parsed =
+        || process.seen.calls().iter().any(|c| matches!(c.call, GatewayCall::Parse { .. }));
+    world.until("a parse", async || parsed().then_some(())).await;
+    process.stop().await;
+    world.store.broken.store(false, Ordering::Release);
+
+    let (spool, aside) =
+        (world.directory.path().join("spool"), world.directory.path().join("aside"));
+    std::fs::rename(&spool, &aside).unwrap();
+    std::fs::write(&spool, "no directory").unwrap();
+    let process = world.start().await;
+    process.opened(1).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(world.messages().len() < 40);
+    std::fs::remove_file(&spool).unwrap();
+    std::fs::rename(&aside, &spool).unwrap();
+    world.until("all", async || (world.messages().len() == 40).then_some(())).await;
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn names_and_empty_chats_come_with_history() {
+    let world = World::linked().await;
+    fill(&world, 1, 5);
+    let chat = world.account.contact("15551000000", "2000000").pn().clone();
+    let mut sync = world.account.phone().history_of(HistorySyncType::INITIAL_BOOTSTRAP, &[chat]);
+    sync.pushnames.push(waproto::whatsapp::Pushname {
+        id: Some("15551000009@s.whatsapp.net".into()),
+        pushname: Some("Nine".into()),
+    });
+    sync.conversations.push(waproto::whatsapp::Conversation {
+        id: "120363000000000007@g.us".into(),
+        name: Some("Quiet group".into()),
+        conversation_timestamp: Some(START),
+        archived: Some(true),
+        ..Default::default()
+    });
+    let process = world.start().await;
+    process.opened(1).await;
+    world.account.phone().send_history(&sync, Via::Inline);
+    until_unspooled(&process, 1).await;
+    let path = format!("contacts/{}__15551000009@s.whatsapp.net", world.id.as_str());
+    let contact = world.document(&path).await.unwrap();
+    assert_eq!(contact.str("notify"), Some("Nine"));
+    let thread = world.thread("120363000000000007@g.us").await.unwrap();
+    assert_eq!(thread.str("displayName"), Some("Quiet group"));
+    assert_eq!(thread.int("lastMessageAtMs"), Some(START as i64 * 1_000));
+    assert_eq!(thread.bool("archived"), Some(true));
+    assert_eq!(world.messages().len(), 5);
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_chunk_that_cannot_be_fetched_is_reported() {
     let world = World::linked().await;
     fill(&world, 2, 10);
@@ -210,6 +270,47 @@ async fn a_chunk_that_cannot_be_fetched_is_reported() {
     let incidents = world.store.documents("incidents/");
     let types: Vec<_> = incidents.iter().map(|doc| doc.str("type").unwrap()).collect();
     assert_eq!(types, ["history_chunk_missing"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_waits_for_what_is_being_fetched() {
+    let world = World::linked().await;
+    fill(&world, 4, 10);
+    let process = world.start().await;
+    process.opened(1).await;
+    world.double.media().set_delay(Duration::from_millis(800));
+    world.account.phone().send_all_history(2, Via::Blob);
+    // The server has been told by then that it arrived.
+    world.account.wait_drained().await;
+    process.stop().await;
+    assert!(world.messages().len() < 40);
+    let process = world.start().await;
+    world.until("all", async || (world.messages().len() == 40).then_some(())).await;
+    until_unspooled(&process, 2).await;
+    assert!(!process.seen.events().iter().any(is_missing));
+    process.stop().await;
+    assert_eq!(spooled(&world), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_lost_chunk_held_is_asked_for() {
+    let world = World::linked().await;
+    fill(&world, 2, 60);
+    let mut settings = world.settings();
+    settings.auto_backfill.enabled = true;
+    let process = world.start_with(world.store.clone(), world.options(), settings).await;
+    process.opened(1).await;
+    world.double.media().fail_next(&[404; 8]);
+    world.account.phone().send_all_history(1, Via::Blob);
+    process.seen.until("the report", reported).await;
+    // The first run has found nothing to do, and would not come again for six hours.
+    assert_eq!(world.messages().len(), 0);
+    for n in 0..2 {
+        world.account.contact(&format!("1555100{n:04}"), &format!("200{n:04}")).text("live");
+    }
+    tokio::time::sleep(Duration::from_secs(3_600)).await;
+    assert_eq!(world.messages().len(), 122);
+    process.stop().await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -278,7 +379,7 @@ async fn a_damaged_chunk_gives_what_it_has_and_is_reported() {
     fill(&world, 3, 10);
     let process = world.start().await;
     process.opened(1).await;
-    let spool = world.directory.join("spool");
+    let spool = world.directory.path().join("spool");
     world.store.broken.store(true, Ordering::Release);
     world.account.phone().send_all_history(1, Via::Inline);
     let parses = || {
@@ -341,7 +442,7 @@ async fn a_spool_in_the_common_store_is_encrypted_and_kept_in_pieces() {
             assert!(!data.windows(6).any(|bytes| bytes == b"secret"));
         }
     }
-    assert!(!world.directory.join("spool").exists());
+    assert!(!world.directory.path().join("spool").exists());
 
     // Another host, with the same key.
     world.store.broken.store(false, Ordering::Release);

@@ -151,6 +151,35 @@ async fn a_deleted_account_is_unlinked_and_nothing_of_it_stays() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn many_accounts_connect_one_after_another_and_keep_apart() {
+    let world = World::linked().await;
+    let mut others = Vec::new();
+    for number in 1..8 {
+        others.push(world.another(number).await);
+    }
+    let process = world.start().await;
+    process.opened(8).await;
+    let calls = process.seen.timed_calls();
+    let connects = calls.iter().filter(|(_, request)| request.call == GatewayCall::Connect);
+    let connects: Vec<_> = connects.map(|(at, _)| *at).collect();
+    let stagger = world.settings().connect_stagger;
+    assert_eq!(stagger, Duration::from_millis(500));
+    assert!(connects.is_sorted_by(|a, b| b.since(*a) >= stagger), "{connects:?}");
+
+    others.push(world);
+    let chat = "15550000002@s.whatsapp.net";
+    for world in &others {
+        let id = world.account.contact("15550000002", "102").text("hello");
+        let message = world.until_message(chat, &id).await;
+        assert_eq!(message.str("accountId"), Some(world.id.as_str()));
+        world.account.wait_drained().await;
+    }
+    process.stop().await;
+    let documents = others[0].message_documents();
+    assert_eq!(documents.len(), others.len());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_second_process_continues_where_the_first_one_stopped() {
     let world = World::linked().await;
     let contact = world.account.contact("15550000002", "102");

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 use whatsapp_double::Via;
 
 use crate::harness::World;
+use crate::harness::process::resident;
 use crate::harness::store::TestStore;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -70,53 +71,4 @@ async fn a_long_history_arrives_complete_in_bounded_memory_while_people_write() 
     }
     assert!(peak < before + 256 * 1_024, "{before} KiB before, {peak} KiB at most");
     process.stop().await;
-}
-
-/// From the wire into a real database, and from the first word to the server to being linked.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn live_messages_and_linking_are_quick() {
-    let directory = tempfile::tempdir().unwrap();
-    let store = SqliteStore::open(&directory.path().join("store.db")).unwrap();
-    let world = World::over(TestStore::sqlite(store)).await;
-    let process = world.start().await;
-    world.until_status("qr_ready").await;
-    let code = world.code_on_show().await;
-    let begun = Instant::now();
-    world.account.scan(&code).unwrap();
-    process.opened(1).await;
-    let linked = begun.elapsed();
-    world
-        .account
-        .wait("keys", |seen| {
-            matches!(seen, whatsapp_double::Seen::KeysUploaded { .. }).then_some(())
-        })
-        .await;
-
-    let contacts: Vec<_> = (0..20)
-        .map(|n| world.account.contact(&format!("155530000{n:02}"), &format!("4000{n:02}")))
-        .collect();
-    let begun = Instant::now();
-    for round in 0..100 {
-        for contact in &contacts {
-            contact.text(&format!("{round}"));
-        }
-    }
-    world.account.wait_drained().await;
-    let took = begun.elapsed();
-    println!(
-        "linked after {linked:.1?}; 2000 live messages of 20 chats stored and confirmed in \
-         {took:.1?} ({:.0}/s)",
-        2_000.0 / took.as_secs_f64()
-    );
-    for contact in &contacts {
-        assert!(world.thread(&contact.pn().to_string()).await.is_some());
-    }
-    process.stop().await;
-}
-
-/// Resident memory of this process, in KiB.
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }

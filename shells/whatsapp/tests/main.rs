@@ -4,6 +4,7 @@
 #![allow(missing_docs)]
 
 mod crash;
+mod figures;
 mod harness;
 mod history;
 mod lifecycle;

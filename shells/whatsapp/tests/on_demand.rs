@@ -82,6 +82,27 @@ async fn the_phone_is_asked_in_seconds_and_its_pages_are_stored() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn after_a_complete_run_the_phone_has_six_hours_of_peace() {
+    const SIX_HOURS: Duration = Duration::from_secs(6 * 3_600);
+    let world = World::linked().await;
+    let anna = world.account.contact("15550000002", "102");
+    let mut settings = world.settings();
+    settings.auto_backfill.enabled = true;
+    let process = world.start_with(world.store.clone(), world.options(), settings).await;
+    process.opened(1).await;
+    anna.text("live");
+    let success =
+        async || world.document(world.id.path().as_str()).await?.time("lastAutoBackfillSuccessAt");
+    let first = world.until("a run", success).await;
+    tokio::time::sleep(SIX_HOURS - Duration::from_secs(60)).await;
+    assert_eq!(success().await, Some(first));
+    tokio::time::sleep(Duration::from_secs(20 * 60)).await;
+    let second = success().await.unwrap();
+    assert!(second.since(first) >= SIX_HOURS);
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_answer_that_comes_twice_changes_nothing() {
     let (world, process) = searching(Answer::Twice).await;
     world.until("all", async || (world.messages().len() == 61).then_some(())).await;

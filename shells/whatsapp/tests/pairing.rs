@@ -1,6 +1,7 @@
 //! Linking a device.
 
 use backfill_core::io::{CloseReason, GatewayEvent};
+use waproto::whatsapp as wa;
 use whatsapp_double::Seen;
 
 use crate::harness::World;
@@ -47,6 +48,30 @@ async fn a_device_is_linked_by_its_picture() {
     process.stop().await;
     let process = world.start().await;
     process.opened(1).await;
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_wants_no_long_history_says_so_when_linking() {
+    let world = World::new().await;
+    let mut options = world.options();
+    options.full_history = false;
+    let process = world.start_with(world.store.clone(), options, world.settings()).await;
+    world.until_status("qr_ready").await;
+    let account = world.document(world.id.path().as_str()).await.unwrap();
+    let chrome = wa::device_props::PlatformType::CHROME;
+    let code = world.code_of(chrome).await;
+    assert!(qr::shows(account.str("qrCode").unwrap(), &code));
+    world.account.scan(&code).unwrap();
+    process.opened(1).await;
+    let props = world.account.wait("a linked device", |seen| match seen {
+        Seen::Paired { props, .. } => Some(props.clone()),
+        _ => None,
+    });
+    let props = props.await;
+    assert_eq!(props.require_full_sync, Some(false));
+    assert_eq!(props.platform_type, Some(chrome));
+    assert_eq!(props.history_sync_config.on_demand_ready, Some(true));
     process.stop().await;
 }
 

@@ -1,8 +1,10 @@
 //! Messages as they come, and what happens to them.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use backfill_core::io::GatewayEvent;
+use backfill_core::io::{GatewayCall, GatewayEvent};
 use wacore_binary::builder::NodeBuilder;
 use waproto::buffa::MessageField;
 use waproto::whatsapp as wa;
@@ -188,6 +190,76 @@ async fn messages_can_be_edited_deleted_and_reacted_to_by_both_sides() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_picture_keeps_all_it_takes_to_fetch_it_later() {
+    let world = World::linked().await;
+    let anna = world.account.contact("15550000002", "102");
+    let process = world.start().await;
+    process.opened(1).await;
+    let image = wa::message::ImageMessage {
+        url: Some("https://mmg.whatsapp.net/x.enc".into()),
+        mimetype: Some("image/jpeg".into()),
+        caption: Some("look".into()),
+        direct_path: Some("/x.enc".into()),
+        media_key: Some(vec![1; 32]),
+        file_sha256: Some(vec![2; 32]),
+        file_enc_sha256: Some(vec![3; 32]),
+        file_length: Some(9),
+        ..Default::default()
+    };
+    let id =
+        anna.send(wa::Message { image_message: MessageField::some(image), ..Default::default() });
+    let message = world.until_message(ANNA, &id).await;
+    assert_eq!((message.str("messageType"), message.str("body")), (Some("image"), Some("look")));
+    let text = ["type", "mimetype", "caption", "url", "directPath"];
+    let text = text.map(|name| message.str(&format!("media.{name}")).unwrap().to_owned());
+    let told = ["image", "image/jpeg", "look", "https://mmg.whatsapp.net/x.enc", "/x.enc"];
+    assert_eq!(text, told);
+    for name in ["mediaKey", "fileSha256", "fileEncSha256", "fileLength"] {
+        assert!(message.value(&format!("media.{name}")).is_some(), "{name}");
+    }
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_account_is_stamped_once_a_second_at_most() {
+    let world = World::linked().await;
+    let anna = world.account.contact("15550000002", "102");
+    let process = world.start().await;
+    process.opened(1).await;
+    let account = async || world.document(world.id.path().as_str()).await.unwrap();
+    let mut stamps = BTreeSet::new();
+    for round in 0..200 {
+        anna.text(&format!("{round}"));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        stamps.extend(account().await.time("lastRealtimeIngestAt"));
+    }
+    world.account.wait_drained().await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!((9..=11).contains(&stamps.len()), "{} in ten seconds", stamps.len());
+    let newest = world.messages().into_values().filter_map(|m| m.int("key.timestamp")).max();
+    let stamped = account().await.time("lastRealtimeMessageAt").unwrap();
+    assert_eq!(Some(stamped.as_secs()), newest);
+
+    world.store.broken.store(true, Ordering::Release);
+    let late = anna.text("later");
+    world.until("an error", async || account().await.str("lastRealtimeError").map(drop)).await;
+    // The server has to deliver it again, and is not pestered.
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let calls = process.seen.calls();
+    let connects = calls.iter().filter(|request| request.call == GatewayCall::Connect).count();
+    assert!((5..=20).contains(&connects), "{connects}");
+    assert!(world.account.unconfirmed().contains(&late));
+    world.store.broken.store(false, Ordering::Release);
+    world.until_message(ANNA, &late).await;
+    world
+        .until("no error", async || {
+            account().await.str("lastRealtimeError").is_none().then_some(())
+        })
+        .await;
+    process.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn groups_know_who_wrote_what_under_either_id() {
     let world = World::linked().await;
     let anna = world.account.contact("15550000002", "102");
@@ -312,7 +384,7 @@ async fn an_unreadable_message_leaves_a_place_for_its_repetition() {
     };
     process.seen.until("the gap", gap).await;
     let message = world.message(ANNA, &id).await.unwrap();
-    assert_eq!(message.str("placeholder"), None);
+    assert_eq!((message.str("placeholder"), message.bool("atMostOnce")), (None, None));
     assert_eq!(world.messages().len(), 1);
     process.stop().await;
 }
@@ -332,6 +404,8 @@ async fn what_only_the_phone_can_repeat_is_stored_from_the_event() {
             (message.str("body") == Some("only on the phone")).then_some(())
         })
         .await;
+    let message = world.message(ANNA, &id).await.unwrap();
+    assert_eq!(message.bool("atMostOnce"), Some(true));
     process.stop().await;
 }
 
@@ -352,6 +426,11 @@ async fn a_channels_messages_are_stored_from_the_event() {
     world.account.push(&stanza);
     let message = world.until_message("120363000000000009@newsletter", "NEWS1").await;
     assert_eq!(message.str("body"), Some("news"));
+    assert_eq!(message.str("syncSource"), Some("realtime"));
+    assert_eq!(message.bool("atMostOnce"), Some(true));
+    let anna = world.account.contact("15550000002", "102");
+    let id = anna.text("through the hook");
+    assert_eq!(world.until_message(ANNA, &id).await.bool("atMostOnce"), None);
     process.stop().await;
 }
 

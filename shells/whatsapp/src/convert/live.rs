@@ -12,7 +12,7 @@ use super::content::{content, edited_text, innermost};
 use super::{Me, millis, name};
 
 /// What a message tells; nothing if it is machinery.
-pub(crate) fn message(inbound: &InboundMessage, me: &Me) -> Option<Record> {
+pub(crate) fn message(inbound: &InboundMessage, me: &Me, source: SyncSource) -> Option<Record> {
     let info = &inbound.info;
     if info.source.chat.is_status_broadcast() || info.id.is_empty() {
         return None;
@@ -33,7 +33,7 @@ pub(crate) fn message(inbound: &InboundMessage, me: &Me) -> Option<Record> {
         let content = Content { sender_name, ..content(message)? };
         (envelope.key(&info.id), MessageEvent::Content(content))
     };
-    Some(Incoming { key, timestamp, source: SyncSource::Realtime, event }.into())
+    Some(Incoming { key, timestamp, source, event }.into())
 }
 
 /// A message that could not be decrypted.
@@ -41,7 +41,7 @@ pub(crate) fn undecryptable(info: &MessageInfo) -> Incoming {
     Incoming {
         key: Envelope::of(info).key(&info.id),
         timestamp: info.timestamp.timestamp(),
-        source: SyncSource::Realtime,
+        source: SyncSource::AtMostOnce,
         event: MessageEvent::Undecryptable { sender_name: sender_name(info) },
     }
 }

@@ -1,15 +1,17 @@
 //! A world with a server, a phone, a store, and processes that come and go.
 
+pub(crate) mod process;
 pub(crate) mod store;
 pub(crate) mod transport;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
-use backfill_core::doc::{DocPath, Document, FieldOp, FieldPath, Precondition, Value, Write};
+use backfill_core::doc::{
+    DocPath, Document, FieldOp, FieldPath, Precondition, Value, Version, Write,
+};
 use backfill_core::id::{AccountId, InstanceId, ThreadId};
 use backfill_core::io::{CloseReason, Command, GatewayEvent, Input, Output, Reply};
 use backfill_core::policy::{Credentials, Policy, Settings};
@@ -18,6 +20,7 @@ use backfill_driver::port::{Runtime, Store};
 use backfill_driver::{Driver, Handle, Observer};
 use base64::Engine;
 use gateway_whatsapp::{Options, Session, SessionKeys, Sessions, Spool, WhatsApp};
+use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use wacore::companion_reg::companion_web_client_type_for_props;
@@ -36,7 +39,9 @@ pub(crate) struct World {
     pub(crate) account: Account,
     pub(crate) store: TestStore,
     pub(crate) id: AccountId,
-    pub(crate) directory: PathBuf,
+    pub(crate) directory: Arc<TempDir>,
+    /// Whether sessions lie in files of this host
+    pub(crate) local: bool,
 }
 
 impl World {
@@ -51,7 +56,8 @@ impl World {
         double.set_patience(PATIENCE);
         let account = double.account(PN, LID);
         let id = AccountId::of_phone("test", PN).unwrap();
-        let world = Self { double, account, store, id, directory: temporary() };
+        let directory = Arc::new(tempfile::tempdir().unwrap());
+        let world = Self { double, account, store, id, directory, local: false };
         world.put_account("connecting", &[]).await;
         world
     }
@@ -74,32 +80,58 @@ impl World {
         self.put_account("disconnected", &[]).await;
     }
 
+    /// Another account of the same server and store, whose device is linked.
+    pub(crate) async fn another(&self, number: u64) -> Self {
+        let pn = format!("1556{number:07}");
+        let world = Self {
+            double: self.double.clone(),
+            account: self.double.account(&pn, &format!("1001{number:011}")),
+            store: self.store.clone(),
+            id: AccountId::of_phone("test", &pn).unwrap(),
+            directory: Arc::clone(&self.directory),
+            local: self.local,
+        };
+        world.link().await;
+        world
+    }
+
     /// The account's session as it lies in the store, whoever uses it.
     pub(crate) async fn session(&self) -> Session {
         let lease = self.document(self.id.connection_path().as_str()).await.unwrap();
         let fence = move |_: &AccountId| Some(lease.version);
-        let sessions = Sessions::shared(self.store.clone(), keys(), fence);
-        sessions.open(&self.id).await.unwrap()
+        self.sessions(self.store.clone(), fence).open(&self.id).await.unwrap()
     }
 
     pub(crate) async fn is_paired(&self) -> bool {
-        let sessions = Sessions::shared(self.store.clone(), keys(), |_| None);
-        sessions.is_paired(&self.id).await.unwrap()
+        self.sessions(self.store.clone(), |_| None).is_paired(&self.id).await.unwrap()
+    }
+
+    fn sessions(
+        &self,
+        store: TestStore,
+        fence: impl Fn(&AccountId) -> Option<Version> + Send + Sync + 'static,
+    ) -> Sessions<TestStore> {
+        match self.local {
+            true => Sessions::local(self.directory.path().join("sessions")),
+            false => Sessions::shared(store, keys(), fence),
+        }
     }
 
     /// The code that is to be scanned now.
     pub(crate) async fn code_on_show(&self) -> String {
+        self.code_of(wa::device_props::PlatformType::DESKTOP).await
+    }
+
+    /// The same, of a device that calls itself this.
+    pub(crate) async fn code_of(&self, platform: wa::device_props::PlatformType) -> String {
         let device = self.session().await.backend.load().await.unwrap().unwrap();
         let state = DeviceState {
             identity_key: device.identity_key.clone(),
             noise_key: device.noise_key.clone(),
             adv_secret_key: device.adv_secret_key,
         };
-        let desktop = wa::DeviceProps {
-            platform_type: Some(wa::device_props::PlatformType::DESKTOP),
-            ..Default::default()
-        };
-        let client = companion_web_client_type_for_props(&desktop);
+        let props = wa::DeviceProps { platform_type: Some(platform), ..Default::default() };
+        let client = companion_web_client_type_for_props(&props);
         PairUtils::make_qr_data(&state, &self.double.pairing_refs()[0], client)
     }
 
@@ -115,7 +147,7 @@ impl World {
 
     pub(crate) fn options(&self) -> Options {
         let transport = Arc::new(self.double.transport());
-        let spool = Spool::disk(self.directory.join("spool"));
+        let spool = Spool::disk(self.directory.path().join("spool"));
         let mut options = Options::new(transport, Arc::new(self.double.media()), spool);
         options.version = Some((2, 3000, 1));
         options.pre_keys = 20;
@@ -133,7 +165,7 @@ impl World {
         let mut settings = Settings::exclusive(InstanceId::parse("test").unwrap());
         settings.auto_backfill.enabled = false;
         settings.recent_sync.enabled = false;
-        settings.credentials = Credentials::Shared;
+        settings.credentials = if self.local { Credentials::Local } else { Credentials::Shared };
         settings
     }
 
@@ -165,7 +197,7 @@ impl World {
         let handle = driver.handle();
         let owner = handle.clone();
         let fence = move |account: &AccountId| owner.look(|instance| instance.fence(account));
-        let sessions = Sessions::shared(store.clone(), keys(), fence);
+        let sessions = self.sessions(store.clone(), fence);
         let gateway = WhatsApp::new(handle, store, sessions, options);
         Prepared { driver, gateway, seen }
     }
@@ -231,12 +263,6 @@ impl World {
 
     pub(crate) async fn until_message(&self, chat: &str, id: &str) -> Arc<Document> {
         self.until(id, || self.message(chat, id)).await
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.directory).ok();
     }
 }
 
@@ -306,7 +332,7 @@ impl Process {
 pub(crate) struct Seen {
     events: Arc<Mutex<Vec<GatewayEvent>>>,
     ingested: Arc<Mutex<Vec<backfill_core::io::Ingested>>>,
-    outputs: Arc<Mutex<Vec<Output>>>,
+    outputs: Arc<Mutex<Vec<(Mono, Output)>>>,
     count: watch::Sender<usize>,
 }
 
@@ -331,9 +357,9 @@ impl Observer for Seen {
         self.count.send_modify(|count| *count += 1);
     }
 
-    fn settled(&mut self, _: Mono, _: &backfill_core::instance::Instance, outputs: &[Output]) {
+    fn settled(&mut self, now: Mono, _: &backfill_core::instance::Instance, outputs: &[Output]) {
         let calls = outputs.iter().filter(|output| matches!(output, Output::Gateway(_)));
-        self.outputs.lock().unwrap().extend(calls.cloned());
+        self.outputs.lock().unwrap().extend(calls.map(|call| (now, call.clone())));
     }
 }
 
@@ -348,9 +374,14 @@ impl Seen {
 
     /// What the core asked the gateway for.
     pub(crate) fn calls(&self) -> Vec<backfill_core::io::GatewayRequest> {
+        self.timed_calls().into_iter().map(|(_, call)| call).collect()
+    }
+
+    /// The same, with when.
+    pub(crate) fn timed_calls(&self) -> Vec<(Mono, backfill_core::io::GatewayRequest)> {
         let outputs = self.outputs.lock().unwrap();
-        let calls = outputs.iter().filter_map(|output| match output {
-            Output::Gateway(request) => Some(request.clone()),
+        let calls = outputs.iter().filter_map(|(at, output)| match output {
+            Output::Gateway(request) => Some((*at, request.clone())),
             _ => None,
         });
         calls.collect()
@@ -451,14 +482,6 @@ pub(crate) async fn write_outbox(world: &World, chat: &str, unique: &str, body: 
 pub(crate) fn keys() -> SessionKeys {
     let key = base64::engine::general_purpose::STANDARD.encode([7; 32]);
     SessionKeys::parse(&format!("test:{key}")).unwrap()
-}
-
-fn temporary() -> PathBuf {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let number = COUNT.fetch_add(1, Ordering::Relaxed);
-    let path = std::env::temp_dir().join(format!("gateway-{}-{number}", std::process::id()));
-    std::fs::create_dir_all(&path).unwrap();
-    path
 }
 
 /// Longest wait of a test; costs nothing while the clock is paused.

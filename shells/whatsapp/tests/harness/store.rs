@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use backfill_core::doc::{DocPath, Document, Query, Version, Write, WriteOp};
 use backfill_core::time::StoreTime;
@@ -11,6 +12,7 @@ use backfill_driver::semantics;
 use futures_util::{Stream, StreamExt, stream};
 use store_sqlite::SqliteStore;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 /// A store as one process sees it; clones are the same store.
 #[derive(Clone)]
@@ -20,6 +22,8 @@ pub(crate) struct TestStore {
     /// Commits of messages fail while this is set
     pub(crate) broken: Arc<AtomicBool>,
     life: Life,
+    /// Time that calls took, in nanoseconds
+    spent: Arc<AtomicU64>,
 }
 
 #[derive(Clone)]
@@ -81,12 +85,26 @@ impl TestStore {
             changes: watch::Sender::new(0),
             broken: Arc::default(),
             life: Life::default(),
+            spent: Arc::default(),
         }
     }
 
     /// The same store as another process sees it.
     pub(crate) fn of(&self, life: &Life) -> Self {
         Self { life: life.clone(), ..self.clone() }
+    }
+
+    /// Time that calls took, of those that overlap each.
+    pub(crate) fn spent(&self) -> Duration {
+        Duration::from_nanos(self.spent.load(Ordering::Relaxed))
+    }
+
+    async fn timed<T>(&self, call: impl Future<Output = T>) -> T {
+        let begun = Instant::now();
+        let done = call.await;
+        let took = u64::try_from(begun.elapsed().as_nanos()).unwrap();
+        self.spent.fetch_add(took, Ordering::Relaxed);
+        done
     }
 
     pub(crate) fn changes(&self) -> watch::Receiver<u64> {
@@ -104,7 +122,7 @@ impl TestStore {
     async fn applied(&self, writes: Vec<Write>) -> Result<Committed, StoreError> {
         let done = match &self.inner {
             Inner::Memory(memory) => memory.commit(&writes),
-            Inner::Sqlite(store) => store.commit(writes).await,
+            Inner::Sqlite(store) => self.timed(store.commit(writes)).await,
         };
         self.changes.send_modify(|changes| *changes += 1);
         done
@@ -116,7 +134,7 @@ impl Store for TestStore {
         self.life.step().await;
         match &self.inner {
             Inner::Memory(memory) => memory.get(paths),
-            Inner::Sqlite(store) => store.get(paths).await,
+            Inner::Sqlite(store) => self.timed(store.get(paths)).await,
         }
     }
 
@@ -135,7 +153,7 @@ impl Store for TestStore {
         self.life.step().await;
         match &self.inner {
             Inner::Memory(memory) => memory.query(query),
-            Inner::Sqlite(store) => store.query(query).await,
+            Inner::Sqlite(store) => self.timed(store.query(query)).await,
         }
     }
 

@@ -14,11 +14,13 @@ use wacore::types::events::InboundMessage;
 use whatsapp_double::Double;
 use whatsapp_rust::{Client, InboundDurabilityHook};
 
+use crate::harness::process::{open_files, resident, threads};
 use crate::session::harness::{Common, NEW_KEY, account, sessions};
 use crate::session::kills::start;
 use crate::session::trial::Trial;
 
-struct Stored;
+/// Says yes to everything.
+pub(crate) struct Stored;
 
 #[async_trait]
 impl InboundDurabilityHook for Stored {
@@ -153,7 +155,7 @@ async fn memory_per_idle_session() {
     measure_one(&common.sessions(&account(0)).await, 0, &mut kept).await;
     measure_one(&local, 0, &mut kept).await;
 
-    let before = (resident(), entries("task"), entries("fd"));
+    let before = (resident(), threads(), open_files());
     let mut backends = Vec::new();
     for _ in 0..SESSIONS {
         let backend = InMemoryBackend::new();
@@ -161,13 +163,13 @@ async fn memory_per_idle_session() {
         backends.push(backend);
     }
     report("the client's own backend in memory", before, SESSIONS);
-    let before = (resident(), entries("task"), entries("fd"));
+    let before = (resident(), threads(), open_files());
     for number in 1..=SESSIONS {
         let sessions = common.sessions(&account(number)).await;
         measure_one(&sessions, number, &mut kept).await;
     }
     report("shared", before, SESSIONS);
-    let before = (resident(), entries("task"), entries("fd"));
+    let before = (resident(), threads(), open_files());
     for number in 1..=SESSIONS {
         measure_one(&local, number, &mut kept).await;
     }
@@ -187,18 +189,7 @@ fn report(what: &str, before: (u64, usize, usize), sessions: u64) {
     println!(
         "{what}: {} KiB per session, {} threads and {} files for all",
         (resident() - before.0) / sessions,
-        entries("task") - before.1,
-        entries("fd") - before.2,
+        threads() - before.1,
+        open_files() - before.2,
     );
-}
-
-/// KiB
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
-fn entries(directory: &str) -> usize {
-    std::fs::read_dir(format!("/proc/self/{directory}")).unwrap().count()
 }

@@ -1,5 +1,6 @@
 //! Accounts, keys, a common store with leases, and chance.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use backfill_core::doc::{DocPath, Precondition, Version, Write};
@@ -23,14 +24,21 @@ pub(crate) fn keys(setting: &str) -> SessionKeys {
 pub(crate) struct Common {
     pub(crate) store: SqliteStore,
     epoch: AtomicI64,
-    _directory: tempfile::TempDir,
+    _directory: Option<tempfile::TempDir>,
 }
 
 impl Common {
     pub(crate) fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store = SqliteStore::open(&directory.path().join("common.sqlite")).unwrap();
-        Self { store, epoch: AtomicI64::new(0), _directory: directory }
+        let common = Self::within(directory.path());
+        Self { _directory: Some(directory), ..common }
+    }
+
+    /// In a directory that outlives this process, whose claims differ from those of any other.
+    pub(crate) fn within(directory: &Path) -> Self {
+        let store = SqliteStore::open(&directory.join("common.sqlite")).unwrap();
+        let epoch = AtomicI64::new(i64::from(std::process::id()) << 32);
+        Self { store, epoch, _directory: None }
     }
 
     /// Takes the account from whoever has it; the version fences the new owner's writes.

@@ -1,8 +1,8 @@
 //! The session stores.
 
-mod figures;
+pub(crate) mod figures;
 mod harness;
-mod kills;
+pub(crate) mod kills;
 mod model;
 mod ownership;
 mod places;

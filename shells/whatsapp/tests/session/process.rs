@@ -1,9 +1,9 @@
 //! A process that is killed by the system: the test binary runs itself again as a child, with the
-//! real client over a local session, and kills it with SIGKILL in the middle of traffic.
+//! real client over a session of either kind, and kills it with SIGKILL in the middle of traffic.
 
 use std::fs::OpenOptions;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,32 +17,45 @@ use whatsapp_double::{Account, Double, Seen, text};
 use whatsapp_rust::transport::TokioWebSocketTransportFactory;
 use whatsapp_rust::{Client, InboundDurabilityHook};
 
-use crate::session::harness::{Dice, account};
+use crate::session::harness::{Common, Dice, account};
 use crate::session::kills::{start, text_of};
 
 const LIVES: u64 = 25;
 const DIRECTORY: &str = "SESSION_TEST_DIRECTORY";
+const PLACE: &str = "SESSION_TEST_PLACE";
 const SERVER: &str = "SESSION_TEST_SERVER";
 const CONTACT: &str = "15550000002";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_process_killed_by_the_system_damages_nothing() {
+async fn a_process_killed_by_the_system_damages_no_local_session() {
+    kill_again_and_again("local").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_killed_by_the_system_damages_no_shared_session() {
+    kill_again_and_again("shared").await;
+}
+
+async fn kill_again_and_again(place: &str) {
     let directory = tempfile::tempdir().unwrap();
     let double = Double::new();
     double.set_patience(Duration::from_secs(300));
     let owner = double.account("15550000001", "100000000000001");
     let contact = owner.contact(CONTACT, "100000000000002");
     let server = double.listen().await.unwrap();
-    let sessions = Sessions::<SqliteStore>::local(directory.path());
-    let session = sessions.open(&account(1)).await.unwrap();
-    let number = owner.seed(&session.backend).await.unwrap();
-    session.close().await.unwrap();
+    let number = {
+        let sessions = sessions(place, directory.path()).await;
+        let session = sessions.open(&account(1)).await.unwrap();
+        let number = owner.seed(&session.backend).await.unwrap();
+        session.close().await.unwrap();
+        number
+    };
 
     let mut dice = Dice::new(1);
     let mut expected = Vec::new();
     for life in 0..LIVES {
         let before = receipts(&owner);
-        let mut child = run(directory.path().into(), &server.url());
+        let mut child = run(place, directory.path(), &server.url());
         for index in 0..20 {
             let body = format!("text {index} of life {life}");
             contact.text(&body);
@@ -57,7 +70,7 @@ async fn a_process_killed_by_the_system_damages_nothing() {
         child.wait().unwrap();
         owner.wait_gone().await;
     }
-    let mut child = run(directory.path().into(), &server.url());
+    let mut child = run(place, directory.path(), &server.url());
     owner.wait_drained().await;
     child.kill().unwrap();
     child.wait().unwrap();
@@ -78,18 +91,20 @@ async fn a_process_killed_by_the_system_damages_nothing() {
             _ => {}
         }
     }
-    assert_eq!(sessions.known().await.unwrap(), [account(1)]);
+    let sessions = sessions(place, directory.path()).await;
+    assert!(sessions.is_paired(&account(1)).await.unwrap());
 }
 
 /// The child. It ends when it is killed.
 #[tokio::test]
-#[ignore = "runs in a process of its own, started by the test above"]
+#[ignore = "runs in a process of its own, started by the tests above"]
 async fn child() {
     let Ok(directory) = std::env::var(DIRECTORY) else { return };
     let url = std::env::var(SERVER).unwrap();
-    let sessions = Sessions::<SqliteStore>::local(&directory);
+    let directory = Path::new(&directory);
+    let sessions = sessions(&std::env::var(PLACE).unwrap(), directory).await;
     let session = sessions.open(&account(1)).await.unwrap();
-    let hook = File(PathBuf::from(directory).join("stored.txt"));
+    let hook = File(directory.join("stored.txt"));
     let transport = TokioWebSocketTransportFactory::new().with_url(url);
     let nowhere = Double::new();
     let (bot, mut connected) = start(&nowhere, session.backend.clone(), transport, hook).await;
@@ -104,10 +119,18 @@ async fn child() {
     }
 }
 
-fn run(directory: PathBuf, url: &str) -> Child {
+async fn sessions(place: &str, directory: &Path) -> Sessions<SqliteStore> {
+    match place {
+        "local" => Sessions::local(directory),
+        _ => Common::within(directory).sessions(&account(1)).await,
+    }
+}
+
+fn run(place: &str, directory: &Path, url: &str) -> Child {
     Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "session::process::child", "--ignored", "--nocapture"])
         .env(DIRECTORY, directory)
+        .env(PLACE, place)
         .env(SERVER, url)
         .stdout(Stdio::null())
         .spawn()
