@@ -159,6 +159,16 @@ impl Extend<(SmolStr, Value)> for Fields {
     }
 }
 
+impl std::ops::Index<&str> for Fields {
+    type Output = Value;
+
+    /// # Panics
+    /// If there is no value of this name.
+    fn index(&self, name: &str) -> &Value {
+        self.get(name).expect("there is a value of this name")
+    }
+}
+
 impl IntoIterator for Fields {
     type Item = (SmolStr, Value);
     type IntoIter = std::vec::IntoIter<(SmolStr, Value)>;
