@@ -283,7 +283,7 @@ impl Store {
 fn set(fields: &mut Fields, path: &[&str], op: &FieldOp, now: StoreTime) {
     let [name, below @ ..] = path else { return };
     if !below.is_empty() {
-        let child = fields.entry((*name).into()).or_insert_with(|| Value::Map(Fields::new()));
+        let child = fields.get_or_insert((*name).into(), Value::Map(Fields::new()));
         if let Value::Map(child) = child {
             set(child, below, op, now);
         }

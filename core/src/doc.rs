@@ -5,12 +5,12 @@
 //! commit is the only synchronisation primitive the core asks for.
 
 use std::borrow::Borrow;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
 use smol_str::SmolStr;
 
+pub use crate::fields::Fields;
 use crate::time::StoreTime;
 
 /// A field value, in the types Firestore knows.
@@ -162,9 +162,6 @@ impl std::hash::Hash for Double {
         self.0.to_bits().hash(state);
     }
 }
-
-/// Named values, ordered by name.
-pub type Fields = BTreeMap<SmolStr, Value>;
 
 /// Where a document lies: collection and id in turn, `accounts/a1/leases/connection`.
 ///
@@ -348,6 +345,11 @@ impl FieldPath {
         &self.0
     }
 
+    /// The whole path, as shared text.
+    pub fn text(&self) -> SmolStr {
+        self.0.clone()
+    }
+
     /// The segments, outermost first.
     pub fn segments(&self) -> impl Iterator<Item = &str> {
         self.0.split('.')
@@ -388,12 +390,7 @@ pub struct Document {
 impl Document {
     /// The value at `name`, which may be a dotted path.
     pub fn value(&self, name: &str) -> Option<&Value> {
-        let mut segments = name.split('.');
-        let mut value = self.fields.get(segments.next()?)?;
-        for segment in segments {
-            value = value.as_map()?.get(segment)?;
-        }
-        Some(value)
+        self.fields.at(name)
     }
 
     /// The text at `name`; `None` also if it has another type.

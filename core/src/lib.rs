@@ -14,6 +14,7 @@ pub mod coverage;
 mod covered;
 pub mod doc;
 mod eligibility;
+mod fields;
 mod garbage;
 mod host;
 pub mod id;

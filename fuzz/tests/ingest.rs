@@ -670,7 +670,7 @@ fn fields() -> impl Strategy<Value = Fields> {
         "waMessageId",
     ];
     let name = any_of(names).prop_map(SmolStr::new);
-    btree_map(name, value(), 0..12)
+    btree_map(name, value(), 0..12).prop_map(Fields::from_iter)
 }
 
 fn value() -> impl Strategy<Value = Value> {
@@ -735,7 +735,7 @@ fn value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![12 => leaf, 1 => list];
     leaf.prop_recursive(2, 16, 6, move |inner| {
         let name = any_of(own).prop_map(SmolStr::new);
-        btree_map(name, inner, 0..6).prop_map(Value::Map)
+        btree_map(name, inner, 0..6).prop_map(Value::map)
     })
 }
 

@@ -13,9 +13,8 @@ mod eventually;
 mod messages;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
-use backfill_core::doc::{Document, Write};
+use backfill_core::doc::Write;
 use backfill_core::id::{AccountId, BootId, Epoch, RequestId};
 use backfill_core::io::{Event, GatewayCall, Key, Mode, Output, RunKind, Skip, Trigger};
 use backfill_core::policy::{Policy, Settings};
@@ -25,7 +24,7 @@ use smol_str::SmolStr;
 use crate::clock::{Clock, Real};
 use crate::report::{Sometimes, Violation};
 use crate::scenario::{AccountPlan, Regime, Scenario};
-use crate::store::SimStore;
+use crate::store::{Change, SimStore};
 use crate::whatsapp::WhatsApp;
 use crate::world::store_clock;
 
@@ -532,8 +531,8 @@ pub struct Applied<'a> {
     pub late: bool,
     /// What was asked
     pub writes: &'a [Write],
-    /// Per write, the document before
-    pub before: &'a [Option<Arc<Document>>],
+    /// What each write found and left
+    pub changes: &'a [Change],
 }
 
 fn call_name(call: &GatewayCall) -> &'static str {

@@ -3,8 +3,8 @@
 //! It means what the contract suite says, without I/O, clock or randomness. Cloning it is cheap:
 //! copies share what neither of them changes.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{Hash, Hasher};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::Arc;
 
 use backfill_core::doc::{
@@ -21,14 +21,24 @@ use smol_str::SmolStr;
 /// counts as the time of that commit.
 #[derive(Clone, Debug, Default)]
 pub struct SimStore {
-    /// Where each document is, by a digest of its path; more than one where digests are equal
-    slots: Arc<BTreeMap<u64, Vec<usize>>>,
+    /// Where each document is; one that was deleted keeps its place
+    places: Arc<HashMap<DocPath, usize, BuildHasherDefault<PathHasher>>>,
     documents: Arc<Vec<Option<Arc<Document>>>>,
-    /// By a digest of their path
-    collections: Arc<BTreeMap<u64, Vec<Arc<Collection>>>>,
+    collections: Arc<HashMap<SmolStr, usize, BuildHasherDefault<PathHasher>>>,
+    /// In the order in which they came into being
+    contents: Arc<Vec<Arc<Collection>>>,
     /// The version given last; the counter goes on across deletes, so none is given twice
     last_version: i64,
     last_commit: StoreTime,
+}
+
+/// What became of the document of one write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The document before
+    pub before: Option<Arc<Document>>,
+    /// The document after, of a commit that was applied
+    pub after: Option<Arc<Document>>,
 }
 
 /// The documents of one collection, by id.
@@ -63,51 +73,62 @@ impl SimStore {
     /// [`StoreError::Conflict`] if a precondition fails, [`StoreError::Invalid`] if the commit
     /// breaks a limit; nothing is applied then.
     pub fn commit(&mut self, now: StoreTime, writes: &[Write]) -> Result<Committed, StoreError> {
+        self.commit_showing(now, writes, &mut Vec::with_capacity(writes.len()))
+    }
+
+    /// Like [`commit`](Self::commit), and shows in `changes` what each write found and left, also
+    /// if nothing was applied.
+    ///
+    /// # Errors
+    /// Those of [`commit`](Self::commit).
+    pub fn commit_showing(
+        &mut self,
+        now: StoreTime,
+        writes: &[Write],
+        changes: &mut Vec<Change>,
+    ) -> Result<Committed, StoreError> {
+        changes.clear();
+        let places: Vec<Option<usize>> = writes.iter().map(|w| self.place(&w.path)).collect();
+        changes.extend(places.iter().map(|place| {
+            let before = place.and_then(|place| self.at(place)).cloned();
+            Change { before, after: None }
+        }));
         semantics::check_commit(writes)?;
         let commit_time = now.max(self.last_commit);
         let mut last_version = self.last_version;
-        let mut changes: Vec<(&DocPath, Option<Arc<Document>>)> = Vec::with_capacity(writes.len());
-        let mut versions = Vec::with_capacity(writes.len());
-        for write in writes {
-            let before = self.document(&write.path);
-            if !semantics::holds(write.precondition, before.map(|doc| doc.version)) {
+        for (write, Change { before, after }) in writes.iter().zip(&mut *changes) {
+            if !semantics::holds(write.precondition, before.as_ref().map(|doc| doc.version)) {
                 return Err(StoreError::Conflict(None));
             }
-            let version = before.map(|doc| doc.version);
-            versions.push(match &write.op {
-                WriteOp::Verify => version,
-                WriteOp::Delete => {
-                    if before.is_some() {
-                        changes.push((&write.path, None));
-                    }
-                    None
-                }
+            *after = match &write.op {
+                WriteOp::Verify => before.clone(),
+                WriteOp::Delete => None,
                 WriteOp::Merge(fields) => {
-                    let before = before.map(|doc| &doc.fields);
-                    match semantics::merged(&write.path, before, fields, commit_time)? {
-                        None => version,
+                    let known = before.as_ref().map(|doc| &doc.fields);
+                    match semantics::merged(&write.path, known, fields, commit_time)? {
+                        None => before.clone(),
                         Some(fields) => {
                             last_version += 1;
-                            let version = Version(last_version);
-                            let doc = Document {
+                            Some(Arc::new(Document {
                                 path: write.path.clone(),
                                 fields,
-                                version,
+                                version: Version(last_version),
                                 update_time: commit_time,
-                            };
-                            changes.push((&write.path, Some(Arc::new(doc))));
-                            Some(version)
+                            }))
                         }
                     }
                 }
-            });
+            };
         }
-        for (path, doc) in changes {
-            self.put(path, doc);
+        for ((write, place), change) in writes.iter().zip(places).zip(&*changes) {
+            if write.op != WriteOp::Verify {
+                self.put(&write.path, place, change);
+            }
         }
         self.last_version = last_version;
         self.last_commit = commit_time;
-        Ok(Committed { commit_time, versions })
+        let version = |change: &Change| change.after.as_ref().map(|doc| doc.version);
+        Ok(Committed { commit_time, versions: changes.iter().map(version).collect() })
     }
 
     /// Finds documents of one collection.
@@ -120,11 +141,11 @@ impl SimStore {
             None => Vec::new(),
             Some(collection) => match collection.indexed(query) {
                 Some(ids) => {
-                    let slots = ids.into_iter().flatten().filter_map(|id| collection.ids.get(id));
-                    let docs: Vec<_> = slots.filter_map(|slot| self.at(*slot)).collect();
+                    let places = ids.into_iter().flatten().filter_map(|id| collection.ids.get(id));
+                    let docs: Vec<_> = places.filter_map(|place| self.at(*place)).collect();
                     semantics::find(query, docs.into_iter())
                 }
-                None => semantics::find(query, collection.ids.values().filter_map(|s| self.at(*s))),
+                None => semantics::find(query, collection.ids.values().filter_map(|p| self.at(*p))),
             },
         };
         Ok(Found { read_time: now.max(self.last_commit), docs })
@@ -132,19 +153,21 @@ impl SimStore {
 
     /// The document at `path`.
     pub fn document(&self, path: &DocPath) -> Option<&Arc<Document>> {
-        self.at(self.slot(path)?)
+        self.at(self.place(path)?)
     }
 
     /// The documents of one collection, by id.
     pub fn collection(&self, path: &str) -> impl Iterator<Item = &Arc<Document>> {
         let collection = self.find_collection(path).into_iter();
-        collection.flat_map(|c| c.ids.values()).filter_map(|slot| self.at(*slot))
+        collection.flat_map(|c| c.ids.values()).filter_map(|place| self.at(*place))
     }
 
     /// Every document, collection by collection.
     pub fn documents(&self) -> impl Iterator<Item = &Arc<Document>> {
-        let collections = self.collections.values().flatten();
-        collections.flat_map(|c| c.ids.values()).filter_map(|slot| self.at(*slot))
+        let mut collections: Vec<&Arc<Collection>> = self.contents.iter().collect();
+        collections.sort_unstable_by_key(|collection| &collection.path);
+        let places = collections.into_iter().flat_map(|collection| collection.ids.values());
+        places.filter_map(|place| self.at(*place))
     }
 
     /// The time of the latest commit.
@@ -152,78 +175,57 @@ impl SimStore {
         self.last_commit
     }
 
-    fn at(&self, slot: usize) -> Option<&Arc<Document>> {
-        self.documents.get(slot)?.as_ref()
+    fn at(&self, place: usize) -> Option<&Arc<Document>> {
+        self.documents.get(place)?.as_ref()
     }
 
-    fn slot(&self, path: &DocPath) -> Option<usize> {
-        let slots = self.slots.get(&digest(path.as_str()))?;
-        slots.iter().copied().find(|slot| self.at(*slot).is_some_and(|doc| doc.path == *path))
+    fn place(&self, path: &DocPath) -> Option<usize> {
+        self.places.get(path).copied()
     }
 
     fn find_collection(&self, path: &str) -> Option<&Collection> {
-        let same = self.collections.get(&digest(path))?;
-        same.iter().find(|collection| collection.path == path).map(Arc::as_ref)
+        Some(&self.contents[*self.collections.get(path)?])
     }
 
-    fn put(&mut self, path: &DocPath, doc: Option<Arc<Document>>) {
-        let slot = self.slot(path);
+    fn put(&mut self, path: &DocPath, place: Option<usize>, change: &Change) {
+        let Change { before, after } = change;
         let (name, id) = split(path);
-        let old = slot.and_then(|slot| self.at(slot)).cloned();
-        let indexed = INDEXES.iter().any(|(collection, _)| *collection == name);
-        match (slot, doc) {
-            (Some(slot), Some(doc)) => {
-                if indexed {
-                    self.with_collection(name, |c| c.reindex(id, old.as_deref(), Some(&doc)));
-                }
-                Arc::make_mut(&mut self.documents)[slot] = Some(doc);
+        if before.is_some() != after.is_some()
+            || INDEXES.iter().any(|(indexed, _)| *indexed == name)
+        {
+            let place = place.unwrap_or(self.documents.len());
+            let collection = self.collection_mut(name);
+            if after.is_none() {
+                collection.ids.remove(id);
+            } else if before.is_none() {
+                collection.ids.insert(id.into(), place);
             }
-            (None, Some(doc)) => {
-                let slot = self.documents.len();
-                self.with_collection(name, |collection| {
-                    collection.ids.insert(id.into(), slot);
-                    collection.reindex(id, None, Some(&doc));
-                });
-                Arc::make_mut(&mut self.documents).push(Some(doc));
-                Arc::make_mut(&mut self.slots).entry(digest(path.as_str())).or_default().push(slot);
-            }
-            (Some(slot), None) => {
-                let key = digest(name);
-                self.with_collection(name, |collection| {
-                    collection.ids.remove(id);
-                    collection.reindex(id, old.as_deref(), None);
-                });
-                let collections = Arc::make_mut(&mut self.collections);
-                if let Some(same) = collections.get_mut(&key) {
-                    same.retain(|collection| !collection.ids.is_empty());
-                    if same.is_empty() {
-                        collections.remove(&key);
-                    }
-                }
-                Arc::make_mut(&mut self.documents)[slot] = None;
-                let slots = Arc::make_mut(&mut self.slots);
-                if let Some(same) = slots.get_mut(&digest(path.as_str())) {
-                    same.retain(|other| *other != slot);
-                }
+            collection.reindex(id, before.as_deref(), after.as_deref());
+        }
+        match (place, after) {
+            (Some(place), after) => Arc::make_mut(&mut self.documents)[place].clone_from(after),
+            (None, Some(after)) => {
+                Arc::make_mut(&mut self.places).insert(path.clone(), self.documents.len());
+                Arc::make_mut(&mut self.documents).push(Some(Arc::clone(after)));
             }
             (None, None) => {}
         }
     }
 
-    /// Changes a collection, which comes into being if need be.
-    fn with_collection(&mut self, name: &str, change: impl FnOnce(&mut Collection)) {
-        let same = Arc::make_mut(&mut self.collections).entry(digest(name)).or_default();
-        let at = same.iter().position(|collection| collection.path == name);
-        let at = at.unwrap_or_else(|| {
+    /// A collection, which comes into being if need be.
+    fn collection_mut(&mut self, name: &str) -> &mut Collection {
+        let place = self.collections.get(name).copied().unwrap_or_else(|| {
             let index = INDEXES.iter().find(|(collection, _)| *collection == name);
-            same.push(Arc::new(Collection {
+            let place = self.contents.len();
+            Arc::make_mut(&mut self.collections).insert(name.into(), place);
+            Arc::make_mut(&mut self.contents).push(Arc::new(Collection {
                 path: name.into(),
                 ids: BTreeMap::new(),
                 index: index.map(|(_, field)| (*field, BTreeMap::new())),
             }));
-            same.len() - 1
+            place
         });
-        change(Arc::make_mut(&mut same[at]));
+        Arc::make_mut(&mut Arc::make_mut(&mut self.contents)[place])
     }
 }
 
@@ -279,16 +281,24 @@ impl Hash for SimStore {
     }
 }
 
-/// A short name for a path: alike on every machine, and nearly always one path's alone.
-fn digest(path: &str) -> u64 {
-    let mut digest = path.len() as u64;
-    for part in path.as_bytes().chunks(8) {
-        let mut bytes = [0; 8];
-        bytes[..part.len()].copy_from_slice(part);
-        digest =
-            (digest.rotate_left(5) ^ u64::from_le_bytes(bytes)).wrapping_mul(0x517c_c1b7_2722_0a95);
+/// Hashes paths fast, and alike in every process.
+#[derive(Clone, Copy, Debug, Default)]
+struct PathHasher(u64);
+
+impl Hasher for PathHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for part in bytes.chunks(8) {
+            let mut padded = [0; 8];
+            padded[..part.len()].copy_from_slice(part);
+            let part = u64::from_le_bytes(padded);
+            self.0 = (self.0.rotate_left(5) ^ part).wrapping_mul(0x517c_c1b7_2722_0a95);
+        }
     }
-    digest ^ digest >> 32
+
+    fn finish(&self) -> u64 {
+        // The table takes the low bits, and products mix the high ones.
+        self.0 ^ self.0 >> 32
+    }
 }
 
 fn split(path: &DocPath) -> (&str, &str) {

@@ -11,7 +11,6 @@ pub(crate) mod people;
 mod store_port;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 
 use backfill_core::id::RequestId;
 use backfill_core::instance::Instance;
@@ -25,7 +24,7 @@ use crate::faults::{FaultPlan, NO_INSTANCE};
 use crate::queue::Queue;
 use crate::report::{Report, fault_counts};
 use crate::scenario::{AccountPlan, Ask, InstancePlan, Kind, Scenario, Target};
-use crate::store::SimStore;
+use crate::store::{Change, SimStore};
 use crate::trace::{Entry, Trace};
 use crate::variant::{Slip, Variant};
 use crate::whatsapp::{ConnKey, Delivery, Later, Out, WhatsApp};
@@ -54,7 +53,7 @@ pub struct World {
     census: BTreeMap<&'static str, u64>,
     /// Of who sends when
     people: Chance,
-    before: Vec<Option<Arc<backfill_core::doc::Document>>>,
+    changes: Vec<Change>,
     /// What the shells get wrong on purpose
     slip: Option<Slip>,
     /// Every core has a double beside it
@@ -173,7 +172,7 @@ impl World {
             events: 0,
             census: BTreeMap::new(),
             people: Chance::of(scenario.seed, "people"),
-            before: Vec::new(),
+            changes: Vec::new(),
             slip: None,
             shadowed: false,
             scenario,

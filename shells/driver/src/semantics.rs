@@ -135,7 +135,10 @@ pub fn merged(
     {
         return Ok(None);
     }
-    let mut fields = before.cloned().unwrap_or_default();
+    let mut fields = match before {
+        Some(fields) => fields.clone(),
+        None => Fields::with_capacity(changes.len()),
+    };
     for (field, op) in changes {
         match op {
             FieldOp::Remove => remove(&mut fields, field),
@@ -216,12 +219,7 @@ pub fn selected(doc: &Document, select: &[FieldPath]) -> Document {
 
 /// The value at a field path.
 pub fn field_at<'a>(fields: &'a Fields, field: &FieldPath) -> Option<&'a Value> {
-    let mut segments = field.segments();
-    let mut value = fields.get(segments.next()?)?;
-    for segment in segments {
-        value = value.as_map()?.get(segment)?;
-    }
-    Some(value)
+    fields.at(field.as_str())
 }
 
 /// Firestore's order of values: first by type, then by value; integers and doubles are one type.
@@ -357,12 +355,12 @@ fn changes_field(fields: &Fields, field: &FieldPath, op: &FieldOp, now: StoreTim
 
 fn set(fields: &mut Fields, field: &FieldPath, value: Value) {
     let Some((parents, last)) = field.as_str().rsplit_once('.') else {
-        fields.insert(field.as_str().into(), value);
+        fields.insert(field.text(), value);
         return;
     };
     let mut fields = fields;
     for parent in parents.split('.') {
-        let slot = fields.entry(parent.into()).or_insert(Value::Null);
+        let slot = fields.get_or_insert(parent.into(), Value::Null);
         if slot.as_map().is_none() {
             *slot = Value::Map(Fields::new());
         }

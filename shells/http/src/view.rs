@@ -409,7 +409,7 @@ fn apply(fields: &mut Fields, path: &FieldPath, op: &FieldOp, at: StoreTime) {
     let Some((last, outer)) = segments.split_last() else { return };
     let mut within = fields;
     for name in outer {
-        let value = within.entry(SmolStr::new(name)).or_insert(Value::Null);
+        let value = within.get_or_insert(SmolStr::new(name), Value::Null);
         if value.as_map().is_none() {
             *value = Value::Map(Fields::new());
         }

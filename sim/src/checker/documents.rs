@@ -13,7 +13,7 @@ use smol_str::SmolStr;
 use super::{Applied, Checker, NOWHERE};
 use crate::clock::Real;
 use crate::scenario::Regime;
-use crate::store::SimStore;
+use crate::store::{Change, SimStore};
 use crate::world::node::{self, LABEL};
 
 /// What the documents showed so far.
@@ -72,7 +72,7 @@ impl Checker {
     ///   given its lease back.
     pub fn applied(&mut self, commit: &Applied<'_>, store: &SimStore) {
         self.latest_commit = commit.commit_time;
-        for (write, before) in commit.writes.iter().zip(commit.before) {
+        for (write, Change { before, after }) in commit.writes.iter().zip(commit.changes) {
             if write.op == WriteOp::Verify {
                 continue;
             }
@@ -80,10 +80,10 @@ impl Checker {
             let before = before.as_deref();
             let (root, rest) = path.split_once('/').unwrap_or((path, ""));
             if root == "threads" {
-                self.message_written(commit.at, &write.path, before, store);
+                self.message_written(commit.at, &write.path, before, after.as_deref());
                 continue;
             }
-            let after = store.document(&write.path);
+            let after = after.as_ref();
             if commit.process.is_some()
                 && matches!(write.precondition, Precondition::Version(_))
                 && matches!(write.op, WriteOp::Merge(_))
@@ -140,10 +140,10 @@ impl Checker {
         if commit.late {
             self.sometimes.late_apply_refused += 1;
         }
-        let fenced = commit.writes.iter().zip(commit.before).any(|(write, before)| {
+        let fenced = commit.writes.iter().zip(commit.changes).any(|(write, change)| {
             write.op == WriteOp::Verify
                 && write.path.as_str().ends_with("/leases/connection")
-                && write.precondition != Precondition::unchanged(before.as_deref())
+                && write.precondition != Precondition::unchanged(change.before.as_deref())
         });
         self.sometimes.stale_write_refused += u64::from(fenced);
     }

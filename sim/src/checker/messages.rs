@@ -116,13 +116,13 @@ impl Checker {
         at: Real,
         path: &DocPath,
         before: Option<&Document>,
-        store: &SimStore,
+        after: Option<&Document>,
     ) {
         let Some((_, id)) = path.as_str().split_once("/messages/") else { return };
         let Some((account, message)) = WhatsApp::parse_id(id) else { return };
         let whole = |doc: &Document| doc.str("placeholder").is_none();
         let was = before.is_some_and(whole);
-        let after = store.document(path).filter(|doc| whole(doc));
+        let after = after.filter(|doc| whole(doc));
         let is = after.is_some();
         if let Some(doc) = after
             && doc.value("editedAt").is_none()

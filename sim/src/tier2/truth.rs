@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::task::Waker;
 
-use backfill_core::doc::{Document, Precondition, Version, Write, WriteOp};
+use backfill_core::doc::{Document, Version, Write, WriteOp};
 use backfill_core::id::Epoch;
 use backfill_core::io::Hint;
 use backfill_core::policy::{Policy, PolicyErrors};
@@ -23,7 +23,7 @@ use crate::faults::{FaultPlan, NO_INSTANCE};
 use crate::queue::Queue;
 use crate::report::{Report, fault_counts};
 use crate::scenario::{InstancePlan, Kind, Scenario};
-use crate::store::SimStore;
+use crate::store::{Change, SimStore};
 use crate::trace::{Entry, Trace};
 use crate::whatsapp::{ConnKey, Out, WhatsApp};
 use crate::world::{own_clock, people, store_clock};
@@ -53,7 +53,7 @@ pub(super) struct Truth {
     pub(super) director: Option<Waker>,
     /// What the store is to tell to whom
     pub(super) hints: Vec<(u32, Hint)>,
-    before: Vec<Option<Arc<Document>>>,
+    changes: Vec<Change>,
 }
 
 /// Where processes of one instance run.
@@ -122,7 +122,7 @@ impl Truth {
             plan: Queue::new(),
             director: None,
             hints: Vec::new(),
-            before: Vec::new(),
+            changes: Vec::new(),
             scenario,
         };
         for i in 0..truth.scenario.accounts.len() {
@@ -238,21 +238,15 @@ impl Truth {
         writes: &[Write],
     ) -> Result<(StoreTime, Vec<Option<Version>>), StoreError> {
         let now = self.store_clock.store(self.now);
-        let mut before = std::mem::take(&mut self.before);
-        before.clear();
-        before.extend(writes.iter().map(|write| match write.precondition {
-            // If it holds there is nothing before.
-            Precondition::Absent => None,
-            _ => self.store.document(&write.path).cloned(),
-        }));
-        let result = self.store.commit(now, writes);
+        let mut changes = std::mem::take(&mut self.changes);
+        let result = self.store.commit_showing(now, writes, &mut changes);
         let commit_time = result.as_ref().map_or(now, |committed| committed.commit_time);
         let applied =
-            Applied { at: self.now, commit_time, process, epoch, late, writes, before: &before };
+            Applied { at: self.now, commit_time, process, epoch, late, writes, changes: &changes };
         match &result {
             Ok(_) => {
                 self.checker.applied(&applied, &self.store);
-                self.give_hints(process, writes, &before);
+                self.give_hints(process, writes, &changes);
             }
             Err(_) => self.checker.refused(&applied),
         }
@@ -262,12 +256,12 @@ impl Truth {
             late,
             writes: writes.to_vec(),
         });
-        self.before = before;
+        self.changes = changes;
         result.map(|committed| (committed.commit_time, committed.versions))
     }
 
-    fn give_hints(&mut self, by: Option<u32>, writes: &[Write], before: &[Option<Arc<Document>>]) {
-        for (write, before) in writes.iter().zip(before) {
+    fn give_hints(&mut self, by: Option<u32>, writes: &[Write], changes: &[Change]) {
+        for (write, Change { before, after }) in writes.iter().zip(changes) {
             let path = write.path.as_str();
             let hint = if write.op == WriteOp::Verify || path.starts_with("threads/") {
                 continue;
@@ -276,9 +270,8 @@ impl Truth {
             } else if path.starts_with("outbox/") {
                 Hint::Outbox
             } else if path.starts_with("accounts/") && path.matches('/').count() == 1 {
-                let status = |doc: &Document| doc.value("status").cloned();
-                let after = self.store.document(&write.path);
-                if after.and_then(|doc| status(doc)) == before.as_deref().and_then(status) {
+                let status = |doc: &Option<Arc<Document>>| doc.as_ref()?.value("status").cloned();
+                if status(after) == status(before) {
                     continue;
                 }
                 Hint::Accounts

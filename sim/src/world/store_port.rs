@@ -11,6 +11,7 @@ use backfill_driver::port::StoreError;
 use super::{Ev, NOBODY, State, World};
 use crate::checker::{Applied, Touched, says_running};
 use crate::scenario::Kind;
+use crate::store::Change;
 use crate::trace::Entry;
 use crate::variant::Slip;
 
@@ -308,21 +309,15 @@ impl World {
         writes: &[Write],
     ) -> Result<(StoreTime, Vec<Option<backfill_core::doc::Version>>), StoreError> {
         let now = self.store_clock.store(self.now);
-        let mut before = std::mem::take(&mut self.before);
-        before.clear();
-        before.extend(writes.iter().map(|write| match write.precondition {
-            // If it holds there is nothing before.
-            Precondition::Absent => None,
-            _ => self.store.document(&write.path).cloned(),
-        }));
-        let result = self.store.commit(now, writes);
+        let mut changes = std::mem::take(&mut self.changes);
+        let result = self.store.commit_showing(now, writes, &mut changes);
         let commit_time = result.as_ref().map_or(now, |committed| committed.commit_time);
         let applied =
-            Applied { at: self.now, commit_time, process, epoch, late, writes, before: &before };
+            Applied { at: self.now, commit_time, process, epoch, late, writes, changes: &changes };
         match &result {
             Ok(_) => {
                 self.checker.applied(&applied, &self.store);
-                self.give_hints(process, writes, &before);
+                self.give_hints(process, writes, &changes);
             }
             Err(_) => self.checker.refused(&applied),
         }
@@ -331,12 +326,12 @@ impl World {
                 Entry::Commit { process, applied: result.is_ok(), late, writes: writes.to_vec() };
             self.trace.note(self.now, || entry);
         }
-        self.before = before;
+        self.changes = changes;
         result.map(|committed| (committed.commit_time, committed.versions))
     }
 
-    fn give_hints(&mut self, by: Option<u32>, writes: &[Write], before: &[Option<Arc<Document>>]) {
-        for (write, before) in writes.iter().zip(before) {
+    fn give_hints(&mut self, by: Option<u32>, writes: &[Write], changes: &[Change]) {
+        for (write, Change { before, after }) in writes.iter().zip(changes) {
             let path = write.path.as_str();
             let hint = if write.op == WriteOp::Verify || path.starts_with("threads/") {
                 continue;
@@ -345,9 +340,8 @@ impl World {
             } else if path.starts_with("outbox/") {
                 Hint::Outbox
             } else if path.starts_with("accounts/") && path.matches('/').count() == 1 {
-                let status = |doc: &Document| doc.value("status").cloned();
-                let after = self.store.document(&write.path);
-                if after.and_then(|doc| status(doc)) == before.as_deref().and_then(status) {
+                let status = |doc: &Option<Arc<Document>>| doc.as_ref()?.value("status").cloned();
+                if status(after) == status(before) {
                     continue;
                 }
                 Hint::Accounts
