@@ -27,6 +27,7 @@ const MAX_LINGERING: u32 = 32;
 
 /// What the phone says about the messages before a page or chunk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum PageEnd {
     /// There are none
     EndOfHistory,

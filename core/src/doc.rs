@@ -15,6 +15,7 @@ use crate::time::StoreTime;
 
 /// A field value, in the types Firestore knows.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Value {
     /// Present, and nothing; not the same as an absent field
     Null,
@@ -135,6 +136,7 @@ impl<T: Into<Self>> From<Option<T>> for Value {
 
 /// A double that can be a key: equality, order and hash go by IEEE total order.
 #[derive(Clone, Copy, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Double(pub f64);
 
 impl PartialEq for Double {
@@ -372,10 +374,12 @@ impl fmt::Debug for FieldPath {
 
 /// Identifies one state of one document; opaque, never reused, in no known relation to time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Version(pub i64);
 
 /// A document as a store returned it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Document {
     /// Where it lies
     pub path: DocPath,

@@ -248,6 +248,7 @@ impl OutboxId {
 
 /// Names one effect, so that its answer finds its way back; unique within one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct RequestId(pub u64);
 
 /// A fencing token: rises by one with every change of owner, never falls, never resets.

@@ -16,6 +16,7 @@ use crate::time::{Mono, StoreTime};
 
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Input {
     /// An effect was answered
     Answer(RequestId, Answer),
@@ -35,6 +36,7 @@ pub enum Input {
 
 /// What came of an effect.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Answer {
     /// A commit was applied
     Committed {
@@ -69,6 +71,7 @@ pub enum Answer {
 
 /// Why an effect did not happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Rejection {
     /// Access is denied
     Denied,
@@ -82,10 +85,12 @@ pub enum Rejection {
 
 /// Names a command, so that its reply finds its way back; chosen by the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct CommandId(pub u64);
 
 /// What somebody asks for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Command {
     /// Run a backfill now, in spite of cooldown and backoff
     Backfill(AccountId),
@@ -122,6 +127,7 @@ pub enum Reply {
 
 /// What may have changed in the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Hint {
     /// The collection `accounts`
     Accounts,
@@ -135,6 +141,7 @@ pub enum Hint {
 ///
 /// `connection` is the request that opened the connection; reports about another one are ignored.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum GatewayEvent {
     /// A history chunk reached this process; it is not durable yet unless `spooled`
     Chunk {
@@ -215,10 +222,12 @@ pub enum GatewayEvent {
 
 /// Names a history chunk within its account, in order of arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ChunkId(pub u64);
 
 /// What came of the messages of a history chunk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ChunkCounts {
     /// Messages that were not stored before
     pub saved: u32,
@@ -232,6 +241,7 @@ pub struct ChunkCounts {
 
 /// Why a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum CloseReason {
     /// We closed it
     Asked,
@@ -260,6 +270,7 @@ impl CloseReason {
 
 /// What a page of history brought, after its messages became durable.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PageFacts {
     /// The thread
     pub thread: ThreadId,
@@ -273,6 +284,7 @@ pub struct PageFacts {
 
 /// Messages that became durable without having been asked for by a run.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Ingested {
     /// How they came
     pub source: Source,
@@ -286,6 +298,7 @@ pub struct Ingested {
 
 /// What became durable of one thread.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ThreadSpan {
     /// The thread
     pub thread: ThreadId,
@@ -301,6 +314,7 @@ pub struct ThreadSpan {
 
 /// How messages came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Source {
     /// Part of a history chunk; `cursor` conversations of it are durable
     Chunk {

@@ -31,6 +31,8 @@ mod outbox;
 mod ownership;
 mod phone;
 pub mod policy;
+#[cfg(feature = "serde")]
+mod recorded;
 mod roster;
 mod run;
 mod session;

@@ -12,6 +12,7 @@ use crate::id::InstanceId;
 ///
 /// [`Settings::exclusive`] and [`Settings::shared`] give the defaults.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Settings {
     /// What operators call this process (`INSTANCE_ID`)
     pub instance: InstanceId,
@@ -75,11 +76,13 @@ pub struct Settings {
     pub credentials: Credentials,
     /// The rule that is broken on purpose
     #[cfg(feature = "bugs")]
+    #[cfg_attr(feature = "serde", serde(skip))]
     pub bug: Option<crate::bug::Bug>,
 }
 
 /// Where WhatsApp credentials are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Credentials {
     /// On this host: an account paired elsewhere cannot be served here
     Local,
@@ -89,6 +92,7 @@ pub enum Credentials {
 
 /// Whether one instance is active at a time or all are.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum InstanceMode {
     /// One instance is ACTIVE and serves every account, the others are PASSIVE
     Exclusive,
@@ -101,6 +105,7 @@ pub enum InstanceMode {
 
 /// Automatic backfill: on connect and periodic.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct AutoBackfill {
     /// `AUTO_BACKFILL_ENABLED`
     pub enabled: bool,
@@ -130,6 +135,7 @@ pub struct AutoBackfill {
 
 /// The gap filler.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct RecentSync {
     /// `RECENT_SYNC_ENABLED`
     pub enabled: bool,
@@ -149,6 +155,7 @@ pub struct RecentSync {
 
 /// What may be asked of a phone.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct PhoneLimits {
     /// `PHONE_REQUEST_SPACING_MS`: two requests of one account are at least this far apart
     pub spacing: Duration,
@@ -162,6 +169,7 @@ pub struct PhoneLimits {
 
 /// Sending.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct OutboxLimits {
     /// The outbox is looked through this often, hints aside
     pub poll: Duration,

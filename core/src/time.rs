@@ -8,6 +8,7 @@ use std::time::Duration;
 /// It counts through suspend (`CLOCK_BOOTTIME` in production) and is used only for own deadlines
 /// and timers. It says nothing about any other machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Mono(u64);
 
 impl Mono {
@@ -53,6 +54,7 @@ impl Sub<Duration> for Mono {
 /// Comes only from a store: the read time of a read, the update time of a document, the commit
 /// time of a commit. Never built from a client's wall clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct StoreTime(i64);
 
 impl StoreTime {

@@ -156,29 +156,50 @@ impl Checker {
         for (position, account) in scenario.accounts.iter().enumerate() {
             positions[usize::from(account.id)] = position as u16;
         }
+        let ids = scenario.accounts.iter().map(|a| AccountPlan::account(a.id)).collect();
+        let store_clock = Clock::new(&store_clock(scenario));
         Self {
             regime: scenario.regime,
             quiet_from: scenario.quiet_from,
-            policy: Settings::clone(policy),
             positions,
-            ids: scenario.accounts.iter().map(|a| AccountPlan::account(a.id)).collect(),
             accounts: scenario
                 .accounts
                 .iter()
                 .map(|a| AccountSeen { number: a.id, ..AccountSeen::default() })
                 .collect(),
+            messages: messages::Messages::new(scenario),
+            store_rate: Clock::new(&scenario.store.clock),
+            local: scenario.pace.local,
+            credentials: scenario.accounts.iter().map(|a| a.linked.then_some(a.home)).collect(),
+            ..Self::of_accounts(policy, ids, store_clock)
+        }
+    }
+
+    /// A checker for processes that serve these accounts, numbered in their order, within the
+    /// declared bound on clocks. Nothing is known of their messages and credentials.
+    pub fn of_accounts(policy: &Policy, ids: Vec<AccountId>, store_clock: Clock) -> Self {
+        let numbers = 0..ids.len() as u16;
+        Self {
+            regime: Regime::Within,
+            quiet_from: Real::NEVER,
+            policy: Settings::clone(policy),
+            positions: numbers.clone().collect(),
+            accounts: numbers
+                .map(|number| AccountSeen { number, ..AccountSeen::default() })
+                .collect(),
             processes: Vec::new(),
             documents: documents::Documents::default(),
-            messages: messages::Messages::new(scenario),
+            messages: messages::Messages::default(),
             violations: Vec::new(),
             sometimes: Sometimes::default(),
             all_down: None,
             running: 0,
-            store_clock: Clock::new(&store_clock(scenario)),
-            store_rate: Clock::new(&scenario.store.clock),
+            store_rate: store_clock.clone(),
+            store_clock,
             latest_commit: StoreTime::EPOCH,
-            local: scenario.pace.local,
-            credentials: scenario.accounts.iter().map(|a| a.linked.then_some(a.home)).collect(),
+            local: false,
+            credentials: vec![None; ids.len()],
+            ids,
         }
     }
 
@@ -501,9 +522,13 @@ impl Checker {
 
     /// The position of the account whose id `text` begins with; [`NOWHERE`] if there is none.
     fn position_in(&self, text: &str) -> u16 {
-        AccountPlan::number(text)
-            .and_then(|number| self.positions.get(usize::from(number)).copied())
-            .unwrap_or(NOWHERE)
+        match AccountPlan::number(text) {
+            Some(number) => self.position(number),
+            None => {
+                let found = self.ids.iter().position(|id| text.starts_with(id.as_str()));
+                found.map_or(NOWHERE, |position| position as u16)
+            }
+        }
     }
 
     /// The position of the account whose id `text` begins with; [`NOWHERE`] if there is none.

@@ -60,6 +60,8 @@ impl ClockPlan {
 pub struct Clock {
     /// (from, value then, ppm), in order; never empty
     segments: Vec<(Real, u64, i32)>,
+    /// As the store's, what it shows at its origin: milliseconds since the Unix epoch
+    origin: i64,
     /// The segment that was looked at last: time mostly goes forward
     last: std::cell::Cell<usize>,
 }
@@ -81,7 +83,13 @@ impl Clock {
             }
             segments.push(segment);
         }
-        Self { segments, last: std::cell::Cell::new(0) }
+        Self { segments, origin: GENESIS_SECOND * 1_000, last: std::cell::Cell::new(0) }
+    }
+
+    /// The clock of a store in a world that began at another time.
+    #[must_use]
+    pub fn with_origin(self, origin: StoreTime) -> Self {
+        Self { origin: origin.as_millis(), ..self }
     }
 
     /// What it shows, in milliseconds after its origin.
@@ -114,12 +122,12 @@ impl Clock {
 
     /// The same clock, as the store's.
     pub fn store(&self, real: Real) -> StoreTime {
-        StoreTime::from_millis(GENESIS_SECOND * 1_000 + self.at(real) as i64)
+        StoreTime::from_millis(self.origin + self.at(real) as i64)
     }
 
     /// The first moment at which the store shows `time` or later.
     pub fn when_store(&self, time: StoreTime) -> Real {
-        self.when(u64::try_from(time.as_millis() - GENESIS_SECOND * 1_000).unwrap_or(0))
+        self.when(u64::try_from(time.as_millis() - self.origin).unwrap_or(0))
     }
 
     fn segment(&self, real: Real) -> usize {

@@ -6,6 +6,7 @@ pub mod checker;
 pub mod clock;
 pub mod faults;
 pub mod focus;
+pub mod hindsight;
 pub mod meta;
 pub mod model;
 pub mod mutants;

@@ -7,6 +7,7 @@
 )]
 
 mod cli;
+mod hindsight;
 mod model;
 mod mutants;
 mod picture;

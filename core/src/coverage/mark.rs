@@ -47,6 +47,7 @@ impl fmt::Debug for Anchor {
 
 /// A place in a thread: a message, or without an id only a time.
 #[derive(Clone, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Mark {
     /// The time
     pub second: i64,

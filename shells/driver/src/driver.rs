@@ -23,6 +23,9 @@ use crate::port::{Gateway, Runtime, Sleep, Store, StoreError};
 /// Sees what goes in and out, for logs and metrics. Called from the loop: it must not block, and
 /// not look at the instance through a [`Handle`].
 pub trait Observer: Send + 'static {
+    /// The instance is made. From these and all its inputs it can be made again.
+    fn begins(&mut self, _now: Mono, _policy: &Policy, _seed: &[u8; 32]) {}
+
     /// The core takes an input.
     fn input(&mut self, _now: Mono, _input: &Input) {}
 
@@ -36,6 +39,56 @@ pub trait Observer: Send + 'static {
 
 /// Looks away.
 impl Observer for () {}
+
+/// Somebody, or nobody.
+impl<O: Observer> Observer for Option<O> {
+    fn begins(&mut self, now: Mono, policy: &Policy, seed: &[u8; 32]) {
+        if let Some(observer) = self {
+            observer.begins(now, policy, seed);
+        }
+    }
+
+    fn input(&mut self, now: Mono, input: &Input) {
+        if let Some(observer) = self {
+            observer.input(now, input);
+        }
+    }
+
+    fn settled(&mut self, now: Mono, instance: &Instance, outputs: &[Output]) {
+        if let Some(observer) = self {
+            observer.settled(now, instance, outputs);
+        }
+    }
+
+    fn store_failed(&mut self, request: RequestId, error: &StoreError) {
+        if let Some(observer) = self {
+            observer.store_failed(request, error);
+        }
+    }
+}
+
+/// Two see more than one.
+impl<A: Observer, B: Observer> Observer for (A, B) {
+    fn begins(&mut self, now: Mono, policy: &Policy, seed: &[u8; 32]) {
+        self.0.begins(now, policy, seed);
+        self.1.begins(now, policy, seed);
+    }
+
+    fn input(&mut self, now: Mono, input: &Input) {
+        self.0.input(now, input);
+        self.1.input(now, input);
+    }
+
+    fn settled(&mut self, now: Mono, instance: &Instance, outputs: &[Output]) {
+        self.0.settled(now, instance, outputs);
+        self.1.settled(now, instance, outputs);
+    }
+
+    fn store_failed(&mut self, request: RequestId, error: &StoreError) {
+        self.0.store_failed(request, error);
+        self.1.store_failed(request, error);
+    }
+}
 
 /// One instance, ready to [`run`](Self::run).
 pub struct Driver<S, R, O> {
@@ -51,11 +104,13 @@ pub struct Driver<S, R, O> {
 impl<S: Store, R: Runtime, O: Observer> Driver<S, R, O> {
     /// An instance that begins when [`run`](Self::run) is called, and the way to reach it. The seed
     /// makes its boots and its jitter: never reuse one.
-    pub fn new(policy: Policy, seed: [u8; 32], store: S, runtime: R, observer: O) -> Self {
+    pub fn new(policy: Policy, seed: [u8; 32], store: S, runtime: R, mut observer: O) -> Self {
         let calls = Calls::new(store, runtime.clone(), &policy);
         let (inbox, arrivals) = Inbox::new();
         let (intake, woken) = Intake::new();
-        let instance = Instance::new(policy, seed, runtime.now());
+        let now = runtime.now();
+        observer.begins(now, &policy, &seed);
+        let instance = Instance::new(policy, seed, now);
         let clock = {
             let runtime = runtime.clone();
             move || runtime.now()

@@ -18,6 +18,8 @@ pub mod ingest;
 mod intake;
 mod permits;
 pub mod port;
+#[cfg(feature = "recording")]
+pub mod recording;
 pub mod semantics;
 #[cfg(test)]
 mod testing;

@@ -29,6 +29,11 @@ impl Reached {
         self.0.load(Ordering::Relaxed) == YES
     }
 
+    /// It did not answer for so long that nobody waits any more.
+    pub fn gave_up(&self) {
+        self.0.store(NO, Ordering::Relaxed);
+    }
+
     /// Whether it did not; false before the first call.
     pub(crate) fn failed(&self) -> bool {
         self.0.load(Ordering::Relaxed) == NO

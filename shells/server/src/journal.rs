@@ -10,11 +10,13 @@ use backfill_core::time::Mono;
 use backfill_driver::Observer;
 use backfill_driver::port::StoreError;
 use tracing::{debug, info, warn};
+use wa_http::metered::Reached;
 use wa_http::view::{Witness, key_name, mode_name, skip_name, trigger_name};
 
 /// Writes the log, and lets the HTTP side see the same.
 pub(crate) struct Journal {
     witness: Witness,
+    reached: Reached,
     arrived: BTreeMap<AccountId, Arrived>,
 }
 
@@ -26,8 +28,8 @@ struct Arrived {
 }
 
 impl Journal {
-    pub(crate) fn new(witness: Witness) -> Self {
-        Self { witness, arrived: BTreeMap::new() }
+    pub(crate) fn new(witness: Witness, reached: Reached) -> Self {
+        Self { witness, reached, arrived: BTreeMap::new() }
     }
 
     /// A busy account is mentioned now and then, not with every message.
@@ -65,6 +67,9 @@ impl Observer for Journal {
 
     fn store_failed(&mut self, request: RequestId, error: &StoreError) {
         self.witness.store_failed(request, error);
+        if matches!(error, StoreError::Unavailable(_) | StoreError::Unknown(_)) {
+            self.reached.gave_up();
+        }
         // Losing a race is everyday life.
         if matches!(error, StoreError::Conflict(_)) {
             debug!("[store] {error}");

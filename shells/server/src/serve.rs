@@ -11,7 +11,7 @@ use std::time::Duration;
 use backfill_core::io::Command;
 use backfill_driver::billing::Counted;
 use backfill_driver::port::{Gateway, Runtime, Store, StoreError};
-use backfill_driver::{Driver, Handle};
+use backfill_driver::{Driver, Handle, Observer};
 use store_firestore::FirestoreStore;
 use store_sqlite::SqliteStore;
 use tokio::net::TcpListener;
@@ -44,6 +44,9 @@ pub trait Connector: Send + Sync + 'static {
         handle: Handle,
         store: S,
     ) -> impl Future<Output = Result<Self::Gateway<S>, StartError>> + Send;
+
+    /// Sees what the instance is told and does, as the log does.
+    fn observer(&self) -> impl Observer {}
 
     /// What has to be done besides, as long as the instance runs.
     fn attend<S: Store>(&self, _gateway: &Self::Gateway<S>) -> impl Future<Output = ()> + Send {
@@ -208,11 +211,12 @@ async fn run<S: Store, C: Connector>(
     let reached = metered.reached();
     let store = Counted::new(metered);
     let metrics = Arc::clone(&parts.metrics);
-    let journal = Journal::new(Witness::new(parts.view, parts.metrics));
+    let journal = Journal::new(Witness::new(parts.view, parts.metrics), reached.clone());
+    let observers = (journal, connector.observer());
     let mut seed = [0; 32];
     // The kernel's generator fails only before it is seeded, long before this starts.
     getrandom::fill(&mut seed).expect("the system has randomness");
-    let driver = Driver::new(config.policy.clone(), seed, store.clone(), TokioRuntime, journal);
+    let driver = Driver::new(config.policy.clone(), seed, store.clone(), TokioRuntime, observers);
     let handle = driver.handle();
     handle.time_realtime(move |took| metrics.time("wa_hook_seconds", &[], took));
     let gateway = connector.connect(&config, handle.clone(), store.clone()).await?;

@@ -704,4 +704,13 @@ mod tests {
             assert_eq!(found, 1, "{}", setting.name);
         }
     }
+
+    #[test]
+    fn the_example_file_is_current() {
+        let file = include_str!("../../../deploy/wa-backfill.env.example");
+        assert!(
+            file == example(),
+            "renew it: wa-backfill check-config --example > deploy/wa-backfill.env.example"
+        );
+    }
 }

@@ -12,7 +12,7 @@ use backfill_core::time::Mono;
 
 use super::{Checker, NOWHERE, call_name};
 use crate::clock::{Clock, Real};
-use crate::scenario::{AccountPlan, Regime};
+use crate::scenario::Regime;
 use crate::world::node::NODE;
 
 /// What an answer, or an output, may have changed of the beliefs of its process.
@@ -320,7 +320,7 @@ impl Checker {
             return;
         }
         let belief = core.belief(&request.account);
-        let number = AccountPlan::number(request.account.as_str()).unwrap_or(NOWHERE);
+        let number = self.number(self.position_in(request.account.as_str()));
         let call = call_name(&request.call);
         match belief {
             Some(belief) if now < belief.until => {

@@ -16,7 +16,7 @@ use super::wire::{
 };
 use super::{World, clock, process};
 use crate::chance::Chance;
-use crate::scenario::Kind;
+use crate::scenario::{AccountPlan, Kind};
 use crate::trace::Entry;
 use crate::whatsapp::{ConnKey, Delivery, Mail, Out};
 use crate::world::{intake, people};
@@ -168,7 +168,8 @@ impl Truth {
                 let sent =
                     net.ask_history(self.now, account, key, request, &thread, named, count, faults);
                 if sent {
-                    let reserved = people::is_reserved(&self.store, account, self.store_time());
+                    let id = AccountPlan::account(account);
+                    let reserved = people::is_reserved(&self.store, &id, self.store_time());
                     self.checker.phone_asked(self.now, p, account, &anchor.id, reserved);
                     self.trace.note(self.now, || Entry::Phone {
                         account,

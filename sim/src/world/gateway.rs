@@ -127,7 +127,7 @@ impl World {
                 if sent {
                     self.processes[p as usize].gateway.asked.insert(id.0, run);
                     let now = self.store_clock.store(self.now);
-                    let reserved = is_reserved(&self.store, account, now);
+                    let reserved = is_reserved(&self.store, &AccountPlan::account(account), now);
                     self.checker.phone_asked(self.now, p, account, &anchor.id, reserved);
                     self.trace.note(self.now, || Entry::Phone {
                         account,

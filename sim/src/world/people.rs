@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use backfill_core::doc::{DocPath, FieldOp, Precondition, Value, Write};
-use backfill_core::id::{OutboxId, ThreadId};
+use backfill_core::id::{AccountId, OutboxId, ThreadId};
 use backfill_core::io::Answer;
 use backfill_core::time::StoreTime;
 use smol_str::{SmolStr, format_smolstr};
@@ -74,8 +74,8 @@ impl World {
 }
 
 /// Whether the store knows of a request to an account's phone that was announced a moment ago.
-pub(crate) fn is_reserved(store: &SimStore, account: u16, now: StoreTime) -> bool {
-    let doc = store.document(&AccountPlan::account(account).sync_path());
+pub(crate) fn is_reserved(store: &SimStore, account: &AccountId, now: StoreTime) -> bool {
+    let doc = store.document(&account.sync_path());
     let asked = doc.and_then(|doc| doc.time("askedAt"));
     asked.is_some_and(|asked| now.since(asked) <= RESERVED)
 }

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -21,7 +23,12 @@ pub struct Fleet {
     directory: PathBuf,
     token: String,
     vars: BTreeMap<String, String>,
+    records: bool,
+    started: Arc<AtomicU32>,
 }
+
+/// Names the file to which the demo's instances write what they are told.
+pub const RECORDING: &str = "WA_BACKFILL_RECORDING";
 
 impl Fleet {
     /// Instances of `program`, whose files are in `directory` and whose environment is `vars`.
@@ -37,7 +44,25 @@ impl Fleet {
         vars.insert("ADMIN_TOKEN".into(), token.clone());
         vars.entry("DATA_DIR".into()).or_insert_with(|| directory.display().to_string());
         let args = args.iter().map(|arg| (*arg).to_owned()).collect();
-        Self { program: program.into(), args, directory: directory.into(), token, vars }
+        let (program, directory) = (program.into(), directory.into());
+        Self { program, args, directory, token, vars, records: false, started: Arc::default() }
+    }
+
+    /// The same, with instances of the demo that write down what they are told.
+    #[must_use]
+    pub fn recorded(self) -> Self {
+        Self { records: true, ..self }
+    }
+
+    /// Every recorded instance so far has written what it was told into one of these.
+    ///
+    /// # Errors
+    /// The directory cannot be read.
+    pub fn recordings(&self) -> Result<Vec<PathBuf>> {
+        let files = std::fs::read_dir(&self.directory)?.map(|entry| Ok(entry?.path()));
+        let files: Result<Vec<PathBuf>> = files.collect();
+        let is_recording = |path: &PathBuf| path.extension().is_some_and(|e| e == "recording");
+        Ok(files?.into_iter().filter(is_recording).collect())
     }
 
     /// The token for administration.
@@ -59,7 +84,12 @@ impl Fleet {
         let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port();
         let log = self.directory.join(format!("{name}.log"));
         let out = File::options().create(true).append(true).open(&log)?;
-        let child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        if self.records {
+            let number = self.started.fetch_add(1, Ordering::Relaxed);
+            command.env(RECORDING, self.directory.join(format!("{number}-{name}.recording")));
+        }
+        let child = command
             .args(&self.args)
             .current_dir(&self.directory)
             .envs(&self.vars)
@@ -154,6 +184,11 @@ impl Instance {
     /// It has ended.
     pub async fn kill(mut self) -> Result<()> {
         Ok(self.child.kill().await?)
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Option<u32> {
+        self.child.id()
     }
 
     /// Asks it to stop and waits until it has; answers its exit code.

@@ -7,6 +7,8 @@
 #![expect(clippy::disallowed_methods, reason = "processes live in real time")]
 
 mod cases;
+mod outage;
+mod reader;
 mod stage;
 
 use std::process::ExitCode;
@@ -21,8 +23,14 @@ use stage::Place;
 fn main() -> ExitCode {
     let emulator = Emulator::start();
     let host = emulator.as_ref().map_or("127.0.0.1:1", Emulator::host).to_owned();
+    let server = emulator.as_ref().ok().and_then(Emulator::pid);
     let mut cases = cases::all("sqlite", sqlite);
-    let firestore = cases::all("firestore", move || firestore(host.clone()));
+    let place = move || firestore(host.clone(), server);
+    let mut firestore = cases::all("firestore", place.clone());
+    firestore.push(reader::case_in(place.clone()));
+    if server.is_some() || emulator.is_err() {
+        firestore.push(outage::case_in(place));
+    }
     match &emulator {
         Ok(_) => cases.extend(firestore),
         Err(EmulatorError::Missing) if !Emulator::required() => {
@@ -42,10 +50,10 @@ fn main() -> ExitCode {
 async fn sqlite() -> Place<SqliteStore> {
     let directory = directory();
     let store = SqliteStore::open(&directory.join("wa-backfill.sqlite")).unwrap();
-    Place { store, directory, vars: vec![("STORE".into(), "sqlite".into())] }
+    Place { store, directory, vars: vec![("STORE".into(), "sqlite".into())], server: None }
 }
 
-async fn firestore(host: String) -> Place<FirestoreStore> {
+async fn firestore(host: String, server: Option<u32>) -> Place<FirestoreStore> {
     let directory = directory();
     let project = directory.file_name().unwrap().to_str().unwrap().to_owned();
     let credentials = Credentials::Emulator(host.clone());
@@ -55,7 +63,7 @@ async fn firestore(host: String) -> Place<FirestoreStore> {
     let mut vars: Vec<(String, String)> =
         vars.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
     vars.push(("GOOGLE_CLOUD_PROJECT".into(), project));
-    Place { store, directory, vars }
+    Place { store, directory, vars, server }
 }
 
 /// A directory that nobody else uses, which also names a database.

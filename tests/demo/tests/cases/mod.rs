@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use backfill_core::doc::{FieldOp, FieldPath, Precondition, Value, Write};
-use backfill_core::time::StoreTime;
+use backfill_core::doc::{Document, FieldOp, FieldPath, Precondition, Value, Write};
 use backfill_driver::port::Store;
 use demo::api::until;
+use demo::fleet::Instance;
 use rustix::process::Signal;
 use serde_json::json;
 use store_contract::Case;
@@ -13,6 +13,9 @@ use whatsapp_double::Seen;
 
 use crate::case;
 use crate::stage::{PATIENCE, Place, Stage, TERM, log};
+
+/// The stage of a case, and the instances that still run.
+type Ended<S> = (Stage<S>, Vec<Instance>);
 
 /// Every case, on the places that `place` makes.
 pub(crate) fn all<S: Store, F>(
@@ -26,7 +29,10 @@ where
         ($($test:ident),* $(,)?) => {
             vec![$({
                 let place = place.clone();
-                case(name, stringify!($test), move || async move { $test(place().await).await })
+                case(name, stringify!($test), move || async move {
+                    let (stage, instances) = $test(place().await).await;
+                    stage.end(instances).await;
+                })
             }),*]
         };
     }
@@ -37,12 +43,18 @@ where
         a_stopped_instance_hands_over_at_once,
         a_frozen_instance_does_nothing_when_it_wakes,
         the_same_instance_id_twice_stays_passive,
+        a_killed_instance_returns_under_its_own_name,
+        instances_are_replaced_one_by_one,
+        one_of_three_serves,
+        cooldown_and_backoff_hold_between_runs,
         accounts_are_shared_among_three,
         what_the_proxy_queues_is_sent_once,
     ]
 }
 
-async fn history_is_filled_on_connect_and_status_tells_the_truth<S: Store>(place: Place<S>) {
+async fn history_is_filled_on_connect_and_status_tells_the_truth<S: Store>(
+    place: Place<S>,
+) -> Ended<S> {
     let stage = Stage::new(place, 1, &[30, 60]).await;
     let one = stage.active("one", &[]).await;
     let ids = stage.link(&one, 10).await;
@@ -59,6 +71,10 @@ async fn history_is_filled_on_connect_and_status_tells_the_truth<S: Store>(place
     assert!(until > acquired);
     assert_eq!(status["trigger"].as_str(), Some("connect"));
     assert!(status["startedAt"].as_time().is_some(), "{status:?}");
+
+    // Asked for another one, it goes on with the one that runs.
+    let manual = one.api().post(&format!("/api/whatsapp/backfill/{}", ids[0]), json!({})).await;
+    assert_eq!(manual.unwrap().status, 200);
 
     stage.even(&ids).await;
     let ok = stage.account("the end of the run", &ids[0], |doc| {
@@ -78,31 +94,46 @@ async fn history_is_filled_on_connect_and_status_tells_the_truth<S: Store>(place
     assert_eq!(diag.body["latestRealtime"].as_array().unwrap().len(), 1);
 
     let log = log(&one);
-    let said = |part: &str| log.iter().any(|line| line.to_string().contains(part));
-    assert!(said("[wa-auto-backfill]") && said("[recent-sync]"), "the tags are missing");
+    let lines = |message: &str| {
+        let same = |line: &&serde_json::Value| line["message"] == message;
+        log.iter().filter(same).collect::<Vec<_>>()
+    };
+    for tick in ["[wa-auto-backfill] tick", "[recent-sync] tick"] {
+        let ticks = lines(tick);
+        assert!(ticks.iter().any(|line| line["connected"] == 1), "{tick}: {ticks:?}");
+    }
+    let masked = ids[0].rsplit_once('_').map(|(_, hex)| format!("{}...", &hex[..8])).unwrap();
+    for end in ["[wa-auto-backfill] start", "[wa-auto-backfill] end", "[realtime] connection open"]
+    {
+        let ends = lines(end);
+        assert!(ends.iter().any(|line| line["account"] == masked.as_str()), "{end}: {ends:?}");
+    }
     let text: String = log.iter().map(ToString::to_string).collect();
     assert!(!text.contains(&stage.desks[0].number), "a phone number is in the log");
     assert!(!text.contains(&ids[0]), "an account's whole id is in the log");
+    (stage, vec![one])
 }
 
-async fn a_failing_phone_is_not_asked_without_end<S: Store>(place: Place<S>) {
+async fn a_failing_phone_is_not_asked_without_end<S: Store>(place: Place<S>) -> Ended<S> {
     let stage = Stage::new(place, 1, &[60]).await;
     stage.desks[0].account.phone().set_online(false);
     let one = stage.active("one", &[("PHONE_REQUEST_TIMEOUT_MS", "1000")]).await;
     let ids = stage.link(&one, 10).await;
-    let attempted = |doc: &backfill_core::doc::Document| doc.time("lastAutoBackfillAttemptAt");
+    let attempted = |doc: &Document| doc.time("lastAutoBackfillAttemptAt");
     let first = stage.account("an attempt", &ids[0], attempted).await;
-    let later = |doc: &backfill_core::doc::Document| attempted(doc).filter(|at| *at > first);
+    let later = |doc: &Document| attempted(doc).filter(|at| *at > first);
     let second = stage.account("another attempt", &ids[0], later).await;
     let backoff = Duration::from_millis(3_000);
     assert!(second >= first + backoff, "{first:?} and {second:?} are too close");
     let asked = |log: &[Seen]| log.iter().filter(|s| matches!(s, Seen::HistoryAsked(_))).count();
     let seen = asked(&stage.desks[0].account.log());
     assert!(seen <= 4, "the phone was asked {seen} times");
-    drop(one);
+    (stage, vec![one])
 }
 
-async fn one_of_two_serves_and_the_other_takes_over_after_kill_9<S: Store>(place: Place<S>) {
+async fn one_of_two_serves_and_the_other_takes_over_after_kill_9<S: Store>(
+    place: Place<S>,
+) -> Ended<S> {
     let stage = Stage::new(place, 2, &[20]).await;
     let one = stage.active("one", &[]).await;
     let two = stage.start("two", &[]).await;
@@ -124,9 +155,10 @@ async fn one_of_two_serves_and_the_other_takes_over_after_kill_9<S: Store>(place
     println!("    complete {:.1} s after kill -9, term {TERM:?}", killed.elapsed().as_secs_f64());
     let lease = stage.doc(&format!("accounts/{}/leases/connection", ids[0])).await.unwrap();
     assert!(lease.int("epoch").unwrap() >= 2, "{lease:?}");
+    (stage, vec![two])
 }
 
-async fn a_stopped_instance_hands_over_at_once<S: Store>(place: Place<S>) {
+async fn a_stopped_instance_hands_over_at_once<S: Store>(place: Place<S>) -> Ended<S> {
     let stage = Stage::new(place, 1, &[20]).await;
     let one = stage.active("one", &[]).await;
     let two = stage.start("two", &[]).await;
@@ -140,10 +172,12 @@ async fn a_stopped_instance_hands_over_at_once<S: Store>(place: Place<S>) {
     assert!(took < TERM * 2, "{took:?}");
     stage.desks[0].contacts[0].text("for the new one");
     stage.even(&ids).await;
+    (stage, vec![two])
 }
 
-async fn a_frozen_instance_does_nothing_when_it_wakes<S: Store>(place: Place<S>) {
-    let stage = Stage::new(place, 1, &[20]).await;
+async fn a_frozen_instance_does_nothing_when_it_wakes<S: Store>(place: Place<S>) -> Ended<S> {
+    let mut stage = Stage::new(place, 1, &[20]).await;
+    stage.froze = true;
     let one = stage.active("one", &[]).await;
     let two = stage.start("two", &[]).await;
     let ids = stage.link(&one, 20).await;
@@ -161,9 +195,10 @@ async fn a_frozen_instance_does_nothing_when_it_wakes<S: Store>(place: Place<S>)
     stage.even(&ids).await;
     assert!(two.is_active().await);
     assert_eq!(stage.doc(&path).await.unwrap().int("epoch"), epoch, "nobody else took it");
+    (stage, vec![one, two])
 }
 
-async fn the_same_instance_id_twice_stays_passive<S: Store>(place: Place<S>) {
+async fn the_same_instance_id_twice_stays_passive<S: Store>(place: Place<S>) -> Ended<S> {
     let stage = Stage::new(place, 1, &[5]).await;
     let one = stage.active("same", &[]).await;
     let two = stage.start("same", &[]).await;
@@ -174,12 +209,86 @@ async fn the_same_instance_id_twice_stays_passive<S: Store>(place: Place<S>) {
     until("the second to notice", PATIENCE, passive).await.unwrap();
     assert!(one.is_active().await);
     // Started anew with its own name, it is not taken for its double.
-    drop(two);
+    two.kill().await.unwrap();
     one.kill().await.unwrap();
-    stage.active("same", &[]).await;
+    let again = stage.active("same", &[]).await;
+    (stage, vec![again])
 }
 
-async fn accounts_are_shared_among_three<S: Store>(place: Place<S>) {
+async fn a_killed_instance_returns_under_its_own_name<S: Store>(place: Place<S>) -> Ended<S> {
+    let stage = Stage::new(place, 1, &[20]).await;
+    let one = stage.active("one", &[]).await;
+    let ids = stage.link(&one, 20).await;
+    stage.even(&ids).await;
+    one.kill().await.unwrap();
+    stage.desks[0].contacts[0].text("while nobody listened");
+    let one = stage.active("one", &[]).await;
+    stage.even(&ids).await;
+    let lease = stage.doc(&format!("accounts/{}/leases/connection", ids[0])).await.unwrap();
+    assert_eq!((lease.str("instanceId"), lease.int("epoch")), (Some("one"), Some(2)));
+    (stage, vec![one])
+}
+
+async fn instances_are_replaced_one_by_one<S: Store>(place: Place<S>) -> Ended<S> {
+    let stage = Stage::new(place, 1, &[20]).await;
+    let one = stage.active("one", &[]).await;
+    let two = stage.start("two", &[]).await;
+    let ids = stage.link(&one, 20).await;
+    stage.even(&ids).await;
+    let contact = &stage.desks[0].contacts[0];
+    contact.text("before");
+    assert_eq!(one.stop(PATIENCE).await.unwrap(), Some(0));
+    contact.text("while one is away");
+    two.active(PATIENCE).await.unwrap();
+    let one = stage.start("one", &[]).await;
+    assert_eq!(two.stop(PATIENCE).await.unwrap(), Some(0));
+    contact.text("while two is away");
+    one.active(PATIENCE).await.unwrap();
+    let two = stage.start("two", &[]).await;
+    contact.text("after");
+    stage.even(&ids).await;
+    assert!(!two.is_active().await);
+    (stage, vec![one, two])
+}
+
+async fn one_of_three_serves<S: Store>(place: Place<S>) -> Ended<S> {
+    let stage = Stage::new(place, 1, &[20]).await;
+    let one = stage.active("one", &[]).await;
+    let (two, three) = (stage.start("two", &[]).await, stage.start("three", &[]).await);
+    let ids = stage.link(&one, 20).await;
+    stage.even(&ids).await;
+    assert!(!two.is_active().await && !three.is_active().await);
+    one.kill().await.unwrap();
+    stage.desks[0].contacts[0].text("while nobody listened");
+    let next = async || Ok((two.is_active().await || three.is_active().await).then_some(()));
+    until("another one to be active", PATIENCE, next).await.unwrap();
+    stage.even(&ids).await;
+    assert_ne!(two.is_active().await, three.is_active().await, "one of them is active");
+    (stage, vec![two, three])
+}
+
+async fn cooldown_and_backoff_hold_between_runs<S: Store>(place: Place<S>) -> Ended<S> {
+    let stage = Stage::new(place, 1, &[10]).await;
+    let cooldown = Duration::from_millis(6_000);
+    let vars = [("AUTO_BACKFILL_COOLDOWN_SUCCESS_MS", "6000")];
+    let one = stage.active("one", &vars).await;
+    let ids = stage.link(&one, 10).await;
+    let succeeded = |doc: &Document| doc.time("lastAutoBackfillSuccessAt");
+    let trigger = |doc: &Document| {
+        let status = doc.value("lastAutoBackfillStatus")?.as_map()?;
+        Some(status.get("trigger")?.as_str()?.to_owned())
+    };
+    let first = stage.account("the run on connect", &ids[0], succeeded).await;
+    let later = |doc: &Document| {
+        doc.time("lastAutoBackfillAttemptAt").filter(|at| *at > first).zip(trigger(doc))
+    };
+    let (second, trigger) = stage.account("a periodic run", &ids[0], later).await;
+    assert_eq!(trigger, "periodic");
+    assert!(second >= first + cooldown, "{first:?} and {second:?} are too close");
+    (stage, vec![one])
+}
+
+async fn accounts_are_shared_among_three<S: Store>(place: Place<S>) -> Ended<S> {
     let stage = Stage::new(place, 3, &[10]).await;
     let shared = [("INSTANCE_MODE", "shared")];
     let one = stage.active("one", &shared).await;
@@ -207,10 +316,10 @@ async fn accounts_are_shared_among_three<S: Store>(place: Place<S>) {
         desk.contacts[0].text("for whoever has it now");
     }
     stage.even(&ids).await;
-    drop((two, three));
+    (stage, vec![two, three])
 }
 
-async fn what_the_proxy_queues_is_sent_once<S: Store>(place: Place<S>) {
+async fn what_the_proxy_queues_is_sent_once<S: Store>(place: Place<S>) -> Ended<S> {
     let stage = Stage::new(place, 1, &[5]).await;
     let one = stage.active("one", &[]).await;
     let ids = stage.link(&one, 5).await;
@@ -270,5 +379,5 @@ async fn what_the_proxy_queues_is_sent_once<S: Store>(place: Place<S>) {
     let to_contact = log.iter().filter(|seen| matches!(seen, Seen::Message(m) if m.id == wa_id));
     assert!(to_contact.count() >= 1, "nobody received it");
     assert!(stage.doc(&format!("threads/{thread}/messages/{wa_id}")).await.is_none(), "twice");
-    assert!(doc.update_time > StoreTime::EPOCH);
+    (stage, vec![one])
 }

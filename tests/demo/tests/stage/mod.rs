@@ -1,23 +1,30 @@
 //! Where a case takes place: a store, phones, and instances that come and go.
 
+use std::fs::File;
+use std::io::BufReader;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use backfill_core::doc::{DocPath, Document};
 use backfill_driver::port::Store;
+use backfill_driver::recording::Recording;
 use demo::api::until;
 use demo::fleet::{Fleet, Instance};
 use demo::office::{Desk, desks};
 use demo::truth::compare;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use whatsapp_double::{Double, MediaServer, WebSocketServer};
+use sim::hindsight::judge;
+use whatsapp_double::{Double, MediaServer, Seen, WebSocketServer};
 
 /// An empty store, and how instances are told of it.
 pub(crate) struct Place<S> {
     pub(crate) store: S,
     pub(crate) directory: PathBuf,
     pub(crate) vars: Vec<(String, String)>,
+    /// The process that keeps the store, if there is one of our own
+    pub(crate) server: Option<u32>,
 }
 
 /// A place with phones, a WhatsApp and a fleet.
@@ -25,6 +32,9 @@ pub(crate) struct Stage<S> {
     pub(crate) store: S,
     pub(crate) desks: Vec<Desk>,
     pub(crate) fleet: Fleet,
+    /// A process has stood still with its connections open, so others had to replace them
+    pub(crate) froze: bool,
+    server: Option<u32>,
     directory: PathBuf,
     _servers: (WebSocketServer, MediaServer),
 }
@@ -61,9 +71,40 @@ impl<S: Store> Stage<S> {
         vars.extend([("WHATSAPP_URL", url.as_str()), ("WHATSAPP_MEDIA_URL", media.as_str())]);
         vars.extend(place.vars.iter().map(|(name, value)| (name.as_str(), value.as_str())));
         let program = env!("CARGO_BIN_EXE_demo");
-        let fleet = Fleet::new(program, &["serve"], &place.directory, &vars);
-        let (store, directory) = (place.store, place.directory);
-        Self { store, desks, fleet, directory, _servers: servers }
+        let fleet = Fleet::new(program, &["serve"], &place.directory, &vars).recorded();
+        let Place { store, directory, server, .. } = place;
+        Self { store, desks, fleet, froze: false, server, directory, _servers: servers }
+    }
+
+    /// Ends all instances, and has the simulator's checker judge what each of them was told and did.
+    pub(crate) async fn end(self, instances: Vec<Instance>) {
+        for instance in instances {
+            instance.kill().await.unwrap();
+        }
+        let recordings = self.fleet.recordings().unwrap();
+        let read = |path| Recording::read(BufReader::new(File::open(path).unwrap())).unwrap();
+        let recordings: Vec<Recording> = recordings.iter().map(read).collect();
+        let judgement = judge(&recordings);
+        assert_eq!(judgement.violations, [], "of {} processes", recordings.len());
+        println!(
+            "    judged: {} processes, {} inputs, {} commits",
+            recordings.len(),
+            judgement.inputs,
+            judgement.commits
+        );
+        for desk in &self.desks {
+            let log = desk.account.log();
+            let replaced = log.iter().any(|seen| matches!(seen, Seen::Replaced { .. }));
+            assert!(!replaced || self.froze, "{} was connected twice at once", desk.name);
+        }
+    }
+
+    /// The process that keeps the store stands still as long as the value lives.
+    pub(crate) fn stop_store(&self) -> Stopped {
+        let server = self.server.and_then(|server| Pid::from_raw(server as i32));
+        let server = server.expect("the store has a process of our own");
+        kill_process(server, Signal::STOP).unwrap();
+        Stopped(server)
     }
 
     /// Starts an instance and waits until it is active.
@@ -114,6 +155,15 @@ impl<S: Store> Stage<S> {
         let path = format!("accounts/{id}");
         let look = async || Ok(self.doc(&path).await.as_deref().and_then(&pick));
         until(what, PATIENCE, look).await.unwrap()
+    }
+}
+
+/// A process that stands still. It goes on when this is dropped.
+pub(crate) struct Stopped(Pid);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        kill_process(self.0, Signal::CONT).expect("it is still there");
     }
 }
 

@@ -1,0 +1,26 @@
+//! Names as they are written down in recordings: in full, and parsed again when read.
+
+use serde::de::{Deserialize, Deserializer, Error};
+use serde::ser::{Serialize, Serializer};
+use smol_str::SmolStr;
+
+use crate::doc::DocPath;
+use crate::id::{AccountId, InstanceId, ThreadId};
+
+macro_rules! recorded {
+    ($($name:ident),*) => {$(
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                to.serialize_str(self.as_str())
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+                Self::parse(SmolStr::deserialize(from)?).map_err(D::Error::custom)
+            }
+        }
+    )*};
+}
+
+recorded!(AccountId, DocPath, InstanceId, ThreadId);
