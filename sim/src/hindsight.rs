@@ -331,13 +331,12 @@ impl Court {
     fn apply(&mut self) {
         let Some(commit) = self.commits.pop() else { return };
         let Commit { process, id, writes, time, .. } = commit;
-        let before: Vec<_> =
-            writes.iter().map(|write| self.store.document(&write.path).cloned()).collect();
         // Its conditions held: it took effect. Here versions are others.
         let any =
             writes.iter().map(|write| Write { precondition: Precondition::Any, ..write.clone() });
         let any: Vec<Write> = any.collect();
-        if let Err(error) = self.store.commit(time, &any) {
+        let mut changes = Vec::new();
+        if let Err(error) = self.store.commit_showing(time, &any, &mut changes) {
             self.checker.violate("S10", self.now, || format!("a commit cannot be: {error}"));
             return;
         }
@@ -350,7 +349,7 @@ impl Court {
             epoch,
             late: false,
             writes: &writes,
-            before: &before,
+            changes: &changes,
         };
         self.checker.applied(&applied, &self.store);
     }
