@@ -12,6 +12,13 @@
 //!
 //! A connection ends (`link`) behind a gate (`gate`): once it is reported closed, no byte of it
 //! reaches WhatsApp any more, whatever the client still does.
+//!
+//! # What it costs
+//!
+//! The tests in `tests/figures.rs` measure it; how to run them is said there. In the test profile, on
+//! a busy machine with two cores and the server double in the same process: a further idle account
+//! with local sessions takes 436 KiB, six files and two threads; a device is connected 64 ms after its
+//! code was scanned.
 
 mod account;
 mod aside;
