@@ -66,8 +66,6 @@ bugs! {
     FenceMissing = "fence-missing",
     /// Every renewal also touches the account's ownership document
     FenceMovedByRenewal = "fence-moved-by-renewal",
-    /// A run starts although an account shows that other software runs it
-    ForeignLeaseIgnored = "foreign-lease-ignored",
     /// A new WhatsApp id for every attempt to send
     FreshIdPerAttempt = "fresh-id-per-attempt",
     /// Compare-and-set writes leave the document as it is
@@ -110,8 +108,6 @@ bugs! {
     SpacingIgnored = "spacing-ignored",
     /// Account fields are written without compare-and-set
     StatusWithoutCompareAndSet = "status-without-compare-and-set",
-    /// A graceful stop closes everything and leaves the session to expire
-    StopLeavesSession = "stop-leaves-session",
     /// A successor ignores a reservation that is still in flight
     SuccessorIgnoresReservation = "successor-ignores-reservation",
     /// An unknown outcome counts as failure

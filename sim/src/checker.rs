@@ -114,8 +114,8 @@ struct AccountSeen {
     /// The epoch its ownership document shows
     epoch: Epoch,
     owned_since: Option<Real>,
-    /// Since when nobody owns it, if nobody does
-    unowned_since: Real,
+    /// When its owner last gave it back
+    given_back: Real,
     runs_in_quiet: u32,
     deleted: bool,
     /// By anchor, how often the phone was asked without an answer
@@ -137,10 +137,11 @@ struct AccountSeen {
 }
 
 impl AccountSeen {
-    /// Notes that the account has no owner any more, if it has none.
-    fn note_unowned(&mut self, at: Real) {
-        if self.holders.is_empty() && self.owned_since.take().is_some() {
-            self.unowned_since = at;
+    /// Notes that the account has no owner any more, if it has none, and whether it was given back.
+    fn note_unowned(&mut self, given_back: Option<Real>) {
+        if self.holders.is_empty() {
+            self.owned_since = None;
+            self.given_back = given_back.unwrap_or(Real::ZERO);
         }
     }
 }
@@ -328,7 +329,7 @@ impl Checker {
         for (position, _) in holds.iter().enumerate().filter(|(_, hold)| hold.is_some()) {
             let account = &mut self.accounts[position];
             account.holders.retain(|holder| *holder != process);
-            account.note_unowned(at);
+            account.note_unowned(None);
         }
         self.processes[process as usize].holds = vec![None; self.accounts.len()];
         for account in &mut self.accounts {

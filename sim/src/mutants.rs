@@ -12,11 +12,12 @@ use crate::variant::Variant;
 pub const WITHIN: u64 = 100;
 
 /// For each known bug, the first seed in which it is caught.
-pub const FOUND: [(&str, u64); 43] = [
+pub const FOUND: [(&str, u64); 46] = [
     ("acquire-not-tied-to-session", 5),
-    ("anchor-at-oldest", 50),
+    ("anchor-at-oldest", 29),
     ("cap-counted-late", 8),
     ("connect-before-ownership", 0),
+    ("credentials-ignored", 6),
     ("cut-before-filter", 8),
     ("dead-mark-after-one-look", 2),
     ("deadline-from-answer", 2),
@@ -34,6 +35,7 @@ pub const FOUND: [(&str, u64); 43] = [
     ("margin-missing", 2),
     ("marker-missing", 57),
     ("no-renewal", 0),
+    ("node-trusted", 0),
     ("order-by-success-alone", 0),
     ("overlapping-ticks", 0),
     ("parse-before-spool", 6),
@@ -49,13 +51,14 @@ pub const FOUND: [(&str, u64); 43] = [
     ("successor-ignores-reservation", 0),
     ("unknown-as-failure", 0),
     ("unknown-as-success", 0),
+    ("wakes-late", 0),
     ("ack-before-durable", 0),
-    ("failed-write-only-logged", 5),
-    ("late-running-after-ok", 5),
+    ("failed-write-only-logged", 8),
+    ("late-running-after-ok", 16),
     ("not-after-unchecked", 26),
     ("run-state-unfenced", 5),
     ("summary-moves-backwards", 1),
-    ("unconditional-release", 13),
+    ("unconditional-release", 43),
 ];
 
 /// What became of one known bug.

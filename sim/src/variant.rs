@@ -100,7 +100,6 @@ impl Variant {
                 Bug::FenceMissing => &["S3"],
                 Bug::FenceMovedByRenewal => &["S3"],
                 Bug::NoRenewal => &["L1"],
-                Bug::ForeignLeaseIgnored => &["S1"],
                 Bug::FreshIdPerAttempt | Bug::SendBeforeClaim => &["S13"],
                 Bug::GuardDoesNotMoveVersion => &["S1", "S9"],
                 Bug::MarginMissing => &["S2"],
@@ -112,7 +111,6 @@ impl Variant {
                 Bug::RunningTrusted => &["L2", "L4"],
                 Bug::SameInstanceIdTrusted => &["S1", "S2"],
                 Bug::StatusWithoutCompareAndSet => &["S9"],
-                Bug::StopLeavesSession => &["L5"],
                 Bug::SuccessorIgnoresReservation => &["S4"],
                 Bug::UnknownAsFailure | Bug::UnknownAsSuccess => &["S9"],
                 Bug::WakesLate => &["S10"],
@@ -131,13 +129,11 @@ impl Variant {
     /// The world of a seed in which it is looked for: mostly any.
     pub fn world(self, seed: u64) -> Scenario {
         match self {
-            Self::Core(Bug::ForeignLeaseIgnored | Bug::NodeTrusted) => focus::migrations(seed),
+            Self::Core(Bug::NodeTrusted) => focus::migrations(seed),
             Self::Core(Bug::OrderBySuccessAlone) => focus::failing(seed),
             Self::Core(Bug::OverlappingTicks) => focus::slow_runs(seed),
             Self::Core(Bug::RunningTrusted) => focus::crashes(seed),
-            Self::Core(Bug::StopLeavesSession | Bug::SuccessorIgnoresReservation) => {
-                focus::handovers(seed)
-            }
+            Self::Core(Bug::SuccessorIgnoresReservation) => focus::handovers(seed),
             _ => swarm::scenario(seed),
         }
     }

@@ -255,7 +255,7 @@ impl Instance {
         }
         let timeout = self.host.policy.stop_timeout;
         self.host.in_ms(Timer::StopTimeout, timeout);
-        if self.session.is_unborn() || self.host.bug(Bug::StopLeavesSession) {
+        if self.session.is_unborn() {
             // Another try to create it was to come; there is nothing to end.
             self.end_boot(true);
             return;

@@ -225,10 +225,11 @@ impl Checker {
                 account.holders.push(process);
                 account.owned_since.get_or_insert(at);
             }
-            (Some(_), None) => {
+            (Some((_, until)), None) => {
                 p.held -= 1;
                 account.holders.retain(|holder| *holder != process);
-                account.note_unowned(at);
+                // Whoever lets its belief run out has given nothing back.
+                account.note_unowned((at < until).then_some(at));
             }
             (Some(_), Some(_)) | (None, None) => {}
         }

@@ -43,8 +43,9 @@ impl Checker {
                         .is_some_and(|(_, until)| until > at)
                 })
                 .count();
-            let taken_by = seen.unowned_since.after(self.hand_over_after_stop());
-            if owners == 0 && seen.holders.is_empty() && at < taken_by {
+            let taken_by = seen.given_back.after(self.hand_over_after_stop());
+            let given_back = seen.given_back > Real::ZERO && seen.holders.is_empty();
+            if owners == 0 && given_back && at < taken_by {
                 again = again.max(Some(taken_by));
             } else if owners != 1 {
                 self.violate("L1", at, || format!("account {account} has {owners} owners"));
