@@ -274,16 +274,19 @@ async fn cooldown_and_backoff_hold_between_runs<S: Store>(place: Place<S>) -> En
     let one = stage.active("one", &vars).await;
     let ids = stage.link(&one, 10).await;
     let succeeded = |doc: &Document| doc.time("lastAutoBackfillSuccessAt");
-    let trigger = |doc: &Document| {
-        let status = doc.value("lastAutoBackfillStatus")?.as_map()?;
-        Some(status.get("trigger")?.as_str()?.to_owned())
+    // History that comes after the run on connect has a run of its own; the ticks follow.
+    let started = |trigger: &str| {
+        let is = |line: &serde_json::Value| {
+            line["message"] == "[wa-auto-backfill] start" && line["trigger"] == trigger
+        };
+        log(&one).iter().any(is)
     };
-    let first = stage.account("the run on connect", &ids[0], succeeded).await;
-    let later = |doc: &Document| {
-        doc.time("lastAutoBackfillAttemptAt").filter(|at| *at > first).zip(trigger(doc))
-    };
-    let (second, trigger) = stage.account("a periodic run", &ids[0], later).await;
-    assert_eq!(trigger, "periodic");
+    let ticked = async || Ok(started("periodic").then_some(()));
+    until("a periodic run", PATIENCE, ticked).await.unwrap();
+    assert!(started("connect"), "there was no run on connect");
+    let first = stage.account("a success", &ids[0], succeeded).await;
+    let later = |doc: &Document| succeeded(doc).filter(|at| *at > first);
+    let second = stage.account("the next success", &ids[0], later).await;
     assert!(second >= first + cooldown, "{first:?} and {second:?} are too close");
     (stage, vec![one])
 }
