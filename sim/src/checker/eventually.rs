@@ -43,7 +43,7 @@ impl Checker {
                         .is_some_and(|(_, until)| until > at)
                 })
                 .count();
-            let taken_by = seen.given_back.after(self.hand_over_after_stop());
+            let taken_by = seen.given_back.after(self.hand_over_after_move());
             let given_back = seen.given_back > Real::ZERO && seen.holders.is_empty();
             if owners == 0 && given_back && at < taken_by {
                 again = again.max(Some(taken_by));
@@ -112,6 +112,13 @@ impl Checker {
     pub fn hand_over_after_stop(&self) -> u64 {
         let look = self.policy.passive_retry.max(self.policy.session_term / 3);
         (look + look / 5 + Duration::from_secs(15)).as_millis() as u64
+    }
+
+    /// How long an account that was given back to be shared out anew may be without an owner, in
+    /// milliseconds: where the hint of it is lost nobody else looks soon, and whoever gave it back
+    /// may take it again once it has been nobody's for the bound of rule 12.
+    fn hand_over_after_move(&self) -> u64 {
+        self.hand_over_after_stop() + self.policy.unowned_bound.as_millis() as u64
     }
 
     /// L4, as it goes: a tick does not serve one account while another that is connected to the same

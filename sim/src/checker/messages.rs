@@ -204,8 +204,9 @@ impl Checker {
 
     /// A message of the outbox leaves for WhatsApp.
     ///
-    /// S13: always under the id under which it left the first time, and not before the store shows
-    /// that it was `claimed`.
+    /// S13: always under the id under which it left the first time, and not before a claim made
+    /// that id durable. The claim itself may have been given back meanwhile: a sending whose outcome
+    /// is unknown may still happen.
     pub fn sent(
         &mut self,
         at: Real,

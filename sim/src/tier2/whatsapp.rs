@@ -191,7 +191,7 @@ impl Truth {
                 if sent {
                     let doc = OutboxId::parse(outbox.clone()).ok().map(|id| id.path());
                     let doc = doc.and_then(|path| self.store.document(&path));
-                    let claimed = doc.is_some_and(|doc| doc.str("status") == Some("processing"));
+                    let claimed = doc.is_some_and(|doc| doc.str("waMessageId") == Some(&*wa_id));
                     self.checker.sent(self.now, p, &outbox, &wa_id, claimed);
                 }
                 sent

@@ -59,7 +59,7 @@ impl World {
         wa_id: &SmolStr,
     ) -> Answer {
         let doc = self.store.document(&outbox.path());
-        let claimed = doc.is_some_and(|doc| doc.str("status") == Some("processing"));
+        let claimed = doc.is_some_and(|doc| doc.str("waMessageId") == Some(wa_id));
         let thread = doc.and_then(|doc| ThreadId::parse(doc.str("threadId")?).ok());
         let Some(thread) = thread else {
             return Answer::Rejected(backfill_core::io::Rejection::Invalid);
