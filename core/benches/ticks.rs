@@ -291,7 +291,7 @@ fn set(fields: &mut Fields, path: &[&str], op: &FieldOp, now: StoreTime) {
     }
     match op {
         FieldOp::Remove => {
-            fields.remove(*name);
+            fields.remove(name);
         }
         FieldOp::ServerTime => {
             fields.insert((*name).into(), Value::Timestamp(now));

@@ -418,7 +418,7 @@ fn apply(fields: &mut Fields, path: &FieldPath, op: &FieldOp, at: StoreTime) {
     }
     match op {
         FieldOp::Remove => {
-            within.remove(*last);
+            within.remove(last);
         }
         FieldOp::ServerTime => {
             within.insert(SmolStr::new(last), Value::Timestamp(at));
