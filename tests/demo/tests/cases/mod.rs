@@ -182,7 +182,7 @@ async fn a_frozen_instance_does_nothing_when_it_wakes<S: Store>(place: Place<S>)
     let two = stage.start("two", &[]).await;
     let ids = stage.link(&one, 20).await;
     stage.even(&ids).await;
-    one.signal(Signal::STOP).unwrap();
+    stage.freeze(&one).await;
     two.active(PATIENCE).await.unwrap();
     stage.desks[0].connected(two.api(), &ids[0]).await.unwrap();
     let path = format!("accounts/{}/leases/connection", ids[0]);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backfill_core::doc::{DocPath, Document};
+use backfill_core::doc::{DocPath, Document, FieldOp, Precondition, Write};
 use backfill_driver::port::Store;
 use backfill_driver::recording::Recording;
 use demo::api::until;
@@ -105,6 +105,26 @@ impl<S: Store> Stage<S> {
         let server = server.expect("the store has a process of our own");
         kill_process(server, Signal::STOP).unwrap();
         Stopped(server)
+    }
+
+    /// Freezes an instance between two of its commits: in the midst of one it would keep the lock
+    /// of SQLite's file, and nobody else on the host could go on.
+    pub(crate) async fn freeze(&self, instance: &Instance) {
+        let path = DocPath::parse("probe/freeze").unwrap();
+        let between = async || {
+            instance.signal(Signal::STOP)?;
+            let fields = vec![("at".into(), FieldOp::ServerTime)];
+            let probe = vec![Write::merge(path.clone(), Precondition::Any, fields)];
+            let written = tokio::time::timeout(Duration::from_secs(1), self.store.commit(probe));
+            if matches!(written.await, Ok(Ok(_))) {
+                return Ok(Some(()));
+            }
+            instance.signal(Signal::CONT)?;
+            Ok(None)
+        };
+        until("an instance that stands still between two commits", PATIENCE, between)
+            .await
+            .unwrap();
     }
 
     /// Starts an instance and waits until it is active.
