@@ -117,6 +117,7 @@ struct AccountSeen {
     /// When its owner last gave it back
     given_back: Real,
     runs_in_quiet: u32,
+    to_fill: messages::ToFill,
     deleted: bool,
     /// By anchor, how often the phone was asked without an answer
     tries: BTreeMap<SmolStr, u32>,

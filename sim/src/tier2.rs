@@ -69,6 +69,8 @@ struct World {
 #[derive(Clone, Copy, Debug)]
 enum Ev {
     CheckOwners,
+    /// Everything has settled
+    CountHoles,
     End,
     Fault(u32, bool),
     Kill(u32),
@@ -129,6 +131,9 @@ async fn direct(scenario: Scenario, trace: Trace) -> Result<(Report, Trace), Pol
                     t.schedule(again, Ev::CheckOwners);
                 }
             }),
+            Ev::CountHoles => world.look(|t| {
+                t.checker.note_holes(t.now, t.scenario.end, &t.store, &t.net);
+            }),
             Ev::End => break,
             Ev::Fault(i, on) => {
                 world.look(|t| t.trace_fault(i, on));
@@ -172,6 +177,10 @@ fn plan_ahead(truth: &mut Truth) {
     let handed_over = truth.checker.handed_over();
     if handed_over < scenario.end {
         truth.schedule(handed_over, Ev::CheckOwners);
+    }
+    let settled = truth.checker.settled();
+    if settled < scenario.end {
+        truth.schedule(settled, Ev::CountHoles);
     }
     if let Some(plan) = &scenario.node {
         truth.schedule(plan.start, Ev::Node(node::Step::Look));

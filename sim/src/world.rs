@@ -113,6 +113,8 @@ enum Ev {
     Arrive(Box<store_port::Request>),
     CheckHandOver(u32),
     CheckOwners,
+    /// Everything has settled
+    CountHoles,
     Deliver(u16, ConnKey, Delivery),
     Fault(u32, bool),
     Gateway(u32, gateway::Step),
@@ -263,6 +265,7 @@ impl World {
             }
         }
         self.queue.push(self.checker.handed_over(), Ev::CheckOwners);
+        self.queue.push(self.checker.settled(), Ev::CountHoles);
         self.plan_node();
         self.carry();
     }
@@ -309,6 +312,9 @@ impl World {
                 if let Some(again) = self.checker.check_owners(self.now, &self.net) {
                     self.queue.push(again, Ev::CheckOwners);
                 }
+            }
+            Ev::CountHoles => {
+                self.checker.note_holes(self.now, self.scenario.end, &self.store, &self.net);
             }
             Ev::CheckHandOver(p) => self.checker.check_hand_over(self.now, p, &self.net),
             Ev::Deliver(account, key, delivery) => self.deliver(account, key, delivery),
@@ -829,7 +835,7 @@ impl Ev {
         match self {
             Self::Answer(..) => "answers to the core",
             Self::Arrive(_) => "requests that reach the store late",
-            Self::CheckHandOver(_) | Self::CheckOwners => "looks of the checker",
+            Self::CheckHandOver(_) | Self::CheckOwners | Self::CountHoles => "looks of the checker",
             Self::Deliver(..) => "deliveries of WhatsApp",
             Self::Fault(..) => "faults",
             Self::Gateway(..) => "effects on WhatsApp",
@@ -855,6 +861,7 @@ impl Ev {
             Self::Arrive(_)
             | Self::CheckHandOver(_)
             | Self::CheckOwners
+            | Self::CountHoles
             | Self::Fault(..)
             | Self::Kill(_)
             | Self::Node(_)

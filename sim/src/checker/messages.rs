@@ -56,6 +56,13 @@ struct Fillable {
     newest: Option<MessageRef>,
 }
 
+/// How many requests to the phone it took to fill an account's holes when all had settled.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct ToFill {
+    lookback: u64,
+    depth: u64,
+}
+
 /// The document of a message, under whichever name its conversation has it.
 fn stored_message<'a>(
     account: u16,
@@ -573,9 +580,36 @@ impl Checker {
         })
     }
 
+    /// Since when the lookback of recent sync counts, in seconds, in a world that ends at `end`.
+    fn lookback_since(&self, account: u16, end: Real, net: &WhatsApp) -> i64 {
+        let lookback = self.policy.recent_sync.lookback.as_secs() as i64;
+        let begun = net.linked_since(account).unwrap_or(end).second();
+        (end.second() - lookback).max(begun)
+    }
+
+    /// Notes how many requests to the phone there are to make, for L6. Called when all has settled.
+    pub fn note_holes(&mut self, at: Real, end: Real, store: &SimStore, net: &WhatsApp) {
+        if self.regime == Regime::Beyond {
+            return;
+        }
+        for position in 0..self.accounts.len() as u16 {
+            let requests = |since, depth| {
+                let window = (since, at.second());
+                self.fillable(position, window, at, depth, |_| 0, (store, net)).requests
+            };
+            let since = self.lookback_since(self.number(position), end, net);
+            let lookback = requests(since, u32::MAX);
+            let depth = requests(i64::MIN, self.policy.auto_backfill.depth);
+            self.accounts[usize::from(position)].to_fill = ToFill { lookback, depth };
+        }
+    }
+
     /// L6: whatever could be filled since faults stopped has been. The window is the lookback of
     /// recent sync, as far as it reaches into the time since the account was first linked: what is
-    /// older was never lost, it is not a hole but depth; and the depth of the backfill if there was time for a cooldown to pass. An account whose holes take more requests than the quiet phase has room for is not judged.
+    /// older was never lost, it is not a hole but depth; and the depth of the backfill if there was
+    /// time for a cooldown to pass. An account whose holes took more requests, when all had settled
+    /// or now, than the quiet phase has room for is not judged: whoever has filled most of them has
+    /// done no worse than who has filled none.
     pub(super) fn finish_holes(
         &mut self,
         at: Real,
@@ -589,7 +623,6 @@ impl Checker {
         }
         let room = at.since(settled);
         let recent = &self.policy.recent_sync;
-        let lookback = recent.lookback.as_secs() as i64;
         let cycle = 4 * recent.interval.as_millis() as u64 + 2 * recent.lease.as_millis() as u64;
         for position in 0..self.accounts.len() as u16 {
             let account = self.number(position);
@@ -598,13 +631,13 @@ impl Checker {
             }
             let slow = scenario.accounts[usize::from(position)].phone_max;
             let each = (self.policy.phone.spacing.as_millis() as u64).max(slow) + 2_000;
-            let begun = net.linked_since(account).unwrap_or(at).second();
-            let since = (at.second() - lookback).max(begun);
+            let to_fill = self.accounts[usize::from(position)].to_fill;
+            let since = self.lookback_since(account, at, net);
             let window = (since, settled.second());
             let patience = |requests| requests * each * 2 + cycle;
             let whole = u32::MAX;
             let left = self.fillable(position, window, settled, whole, patience, (store, net));
-            if left.messages > 0 && patience(left.requests) < room {
+            if left.messages > 0 && patience(left.requests.max(to_fill.lookback)) < room {
                 self.violate("L6", at, || format!("account {account}, lookback: missing {left:?}"));
             }
             let auto = &self.policy.auto_backfill;
@@ -613,7 +646,7 @@ impl Checker {
             let window = (i64::MIN, settled.second());
             let patience = |requests| requests * each * 3 + wait;
             let left = self.fillable(position, window, settled, auto.depth, patience, (store, net));
-            if left.messages > 0 && patience(left.requests) < room {
+            if left.messages > 0 && patience(left.requests.max(to_fill.depth)) < room {
                 self.violate("L6", at, || format!("account {account}, depth: missing {left:?}"));
             }
         }

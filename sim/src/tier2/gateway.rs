@@ -321,7 +321,13 @@ impl Client {
                 counts.saved += thread.new;
                 counts.skipped += thread.total - thread.new;
             }
-            self.0.wire.world().look(|truth| truth.checker.told(account, mail));
+            let new_thread = facts.threads.iter().any(|thread| thread.is_new_thread);
+            self.0.wire.world().look(|truth| {
+                if new_thread {
+                    truth.checker.history_before_thread();
+                }
+                truth.checker.told(account, mail);
+            });
         }
         self.0.handle.report(id.clone(), GatewayEvent::ChunkStored { chunk, counts });
         Answer::Done
