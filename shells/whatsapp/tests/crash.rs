@@ -239,14 +239,7 @@ impl Schedule {
         let world = &self.world;
         world.account.wait_drained().await;
         for (outbox, _) in &self.outbox {
-            let path = format!("outbox/{outbox}");
-            world
-                .until("a sent message", async || {
-                    let doc = world.document(&path).await?;
-                    assert_ne!(doc.str("status"), Some("failed"));
-                    (doc.str("status") == Some("sent")).then_some(())
-                })
-                .await;
+            world.until_sent(outbox).await;
         }
         world
             .until("all that was confirmed", async || {

@@ -10,17 +10,6 @@ use crate::harness::{World, write_outbox};
 
 const ANNA: &str = "15550000002@s.whatsapp.net";
 
-async fn until_sent(world: &World, outbox: &str) {
-    let path = format!("outbox/{outbox}");
-    world
-        .until("a sent message", async || {
-            let doc = world.document(&path).await?;
-            assert_ne!(doc.str("status"), Some("failed"));
-            (doc.str("status") == Some("sent")).then_some(())
-        })
-        .await;
-}
-
 /// What reached the recipient, by id.
 fn received(world: &World) -> Vec<(String, String)> {
     let log = world.account.log();
@@ -41,7 +30,7 @@ async fn a_message_of_the_app_leaves_under_its_own_id_and_keeps_its_document() {
     process.opened(1).await;
     let begun = tokio::time::Instant::now();
     let outbox = write_outbox(&world, ANNA, "c1", "from the app").await;
-    until_sent(&world, &outbox).await;
+    world.until_sent(&outbox).await;
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
 
     let wa_id = outbound_wa_id(&OutboxId::parse(outbox.as_str()).unwrap());
@@ -70,7 +59,7 @@ async fn what_the_server_does_not_confirm_is_sent_again_under_the_same_id() {
         .when(|node| node.attrs.get("class").is_some_and(|class| class.as_str() == "message"));
     world.double.inject(lost);
     let outbox = write_outbox(&world, ANNA, "c1", "twice on the way").await;
-    until_sent(&world, &outbox).await;
+    world.until_sent(&outbox).await;
     let received = received(&world);
     assert_eq!(received.len(), 2);
     assert_eq!(received[0], received[1]);
@@ -84,7 +73,7 @@ async fn what_was_written_while_away_leaves_with_the_next_connection() {
     world.account.contact("15550000002", "102");
     let outbox = write_outbox(&world, ANNA, "c1", "waited").await;
     let process = world.start().await;
-    until_sent(&world, &outbox).await;
+    world.until_sent(&outbox).await;
     assert_eq!(received(&world).len(), 1);
     process.stop().await;
 }
@@ -116,7 +105,7 @@ async fn a_message_to_a_group_reaches_its_members() {
     process.opened(1).await;
     let chat = group.jid().to_string();
     let outbox = write_outbox(&world, &chat, "c1", "to all").await;
-    until_sent(&world, &outbox).await;
+    world.until_sent(&outbox).await;
     let message = world.message(&chat, &outbox).await.unwrap();
     assert_eq!(message.str("status"), Some("sent"));
     assert!(received(&world).iter().any(|(_, body)| body == "to all"));

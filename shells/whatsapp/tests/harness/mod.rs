@@ -80,6 +80,17 @@ impl World {
         self.put_account("disconnected", &[]).await;
     }
 
+    /// Waits until a message of ours has left; fails if it ends otherwise.
+    pub(crate) async fn until_sent(&self, outbox: &str) {
+        let path = format!("outbox/{outbox}");
+        self.until("a sent message", async || {
+            let doc = self.document(&path).await?;
+            assert_ne!(doc.str("status"), Some("failed"));
+            (doc.str("status") == Some("sent")).then_some(())
+        })
+        .await;
+    }
+
     /// Another account of the same server and store, whose device is linked.
     pub(crate) async fn another(&self, number: u64) -> Self {
         let pn = format!("1556{number:07}");
