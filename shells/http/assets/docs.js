@@ -5,6 +5,17 @@ const el = (tag, text, ...children) => {
   element.append(...children);
   return element;
 };
+/** The fields of an object, also of the objects within it: path, description, whether needed. */
+const fields = (api, schema) => {
+  if (schema.$ref) return fields(api, api.components.schemas[schema.$ref.split("/").pop()]);
+  if (schema.items) return fields(api, schema.items).map(([name, ...more]) => [`[].${name}`, ...more]);
+  const parts = [...(schema.allOf || []), ...(schema.oneOf || [])].flatMap((part) => fields(api, part));
+  const own = Object.entries(schema.properties || {}).flatMap(([name, about]) => [
+    [name, about.description || "", (schema.required || []).includes(name)],
+    ...fields(api, about).map(([inner, ...more]) => [`${name}${inner.startsWith("[") ? "" : "."}${inner}`, ...more]),
+  ]);
+  return [...parts, ...own];
+};
 (async () => {
   const place = document.getElementById("paths");
   const answer = await fetch("/openapi.json");
@@ -26,15 +37,17 @@ const el = (tag, text, ...children) => {
       }
       if (operation.requestBody) {
         const schema = operation.requestBody.content["application/json"].schema;
-        const name = (schema.$ref || "").split("/").pop();
-        const known = (api.components.schemas || {})[name];
-        for (const [field, about] of Object.entries((known && known.properties) || {})) {
-          const needed = (known.required || []).includes(field) ? "" : ", optional";
-          rows.append(el("dt", `${field} (body${needed})`), el("dd", about.description || ""));
+        for (const [field, about, needed] of fields(api, schema)) {
+          rows.append(el("dt", `${field} (body${needed ? "" : ", optional"})`), el("dd", about));
         }
       }
       for (const [status, response] of Object.entries(operation.responses)) {
         rows.append(el("dt", status), el("dd", response.description));
+        const content = (response.content || {})["application/json"];
+        if (status.startsWith("2") && content) {
+          const all = fields(api, content.schema);
+          for (const [field, about] of all) rows.append(el("dt", `  ${field}`), el("dd", about));
+        }
       }
       section.append(rows);
       const schemes = (operation.security || []).flatMap((scheme) => Object.keys(scheme));

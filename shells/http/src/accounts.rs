@@ -6,8 +6,6 @@ use std::time::Duration;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{Html, IntoResponse, Redirect, Response};
-use axum::routing::{delete, get, post};
-use axum::{Json, Router};
 use backfill_core::doc::{
     CollectionPath, Document, FieldOp, FieldPath, Fields, Precondition, Query, Value as Field,
     Write,
@@ -16,25 +14,28 @@ use backfill_core::id::AccountId;
 use backfill_core::io::{Command, Reply};
 use backfill_core::time::Mono;
 use backfill_driver::port::StoreError;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::access::{Admin, Caller, Operator};
-use crate::app::{App, Body, Live, instance_fields, random_hex, success};
-use crate::error::Failure;
+use crate::answer::{Mode, Success};
+use crate::app::{App, Body, Live, random_hex};
+use crate::error::{Details, Failure};
 use crate::health::status;
-use crate::json::{field, iso};
+use crate::json::{Object, iso, map, text};
 use crate::qr;
 
-pub(crate) fn routes() -> Router<App> {
-    Router::new()
-        .route("/api/whatsapp/accounts", get(list))
-        .route("/accounts", get(list))
-        .route("/api/whatsapp/add-account", post(add))
-        .route("/api/whatsapp/qr/{id}", get(qr_page))
-        .route("/api/whatsapp/regenerate-qr/{id}", post(regenerate))
-        .route("/api/whatsapp/accounts/{id}", delete(remove))
-        .route("/api/whatsapp/backfill/{id}", post(backfill))
+pub(crate) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(list_at_root))
+        .routes(routes!(add))
+        .routes(routes!(qr_page))
+        .routes(routes!(regenerate))
+        .routes(routes!(remove))
+        .routes(routes!(backfill))
 }
 
 /// The accounts as they were last listed: a burst of callers costs one look.
@@ -45,7 +46,7 @@ pub(crate) struct Listed(Mutex<Option<(Mono, Arc<Accounts>)>>);
 pub(crate) type Accounts = Vec<(AccountId, Fields)>;
 
 /// What an account is to be called, and its phone number.
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Deserialize, ToSchema)]
 pub(crate) struct NewAccount {
     /// What people call it, 1 to 100 characters
     name: String,
@@ -53,35 +54,171 @@ pub(crate) struct NewAccount {
     phone: Option<String>,
 }
 
+/// An account, as every answer about it shows it.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Account {
+    id: String,
+    #[schema(required)]
+    name: Option<String>,
+    /// With its leading `+`
+    #[schema(required)]
+    phone: Option<String>,
+    /// `connecting`, `qr_ready`, `awaiting_scan`, `connected`, `disconnected`, `needs_qr` or `logged_out`
+    #[schema(required)]
+    status: Option<String>,
+    /// The picture to scan, as a `data:` URL
+    #[schema(required)]
+    qr_code: Option<String>,
+    /// What to type on the phone instead
+    #[schema(required)]
+    pairing_code: Option<String>,
+    #[schema(required)]
+    created_at: Option<String>,
+}
+
 /// All accounts that are not deleted.
-#[utoipa::path(get, path = "/api/whatsapp/accounts", tag = "accounts", security(("firebase" = []), ("admin" = [])), responses((status = 200, description = "`accounts`; works while passive")))]
-pub(crate) async fn list(_: Caller, State(app): State<App>) -> Result<Json<Value>, Failure> {
-    let (accounts, cached) = accounts(&app, LISTED_FOR).await?;
-    let reason = app.standing().reason;
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Listing {
+    accounts: Vec<ListedAccount>,
+    /// From memory, because somebody asked a moment ago or the store does not answer
+    cached: bool,
+    instance_id: String,
+    wa_mode: Mode,
+    /// Why this instance is passive
+    #[schema(required)]
+    lock_reason: Option<&'static str>,
+}
+
+/// An account in the list.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct ListedAccount {
+    #[serde(flatten)]
+    account: Account,
+    #[schema(required)]
+    last_update: Option<String>,
+    #[schema(required)]
+    last_error: Option<String>,
+    /// Why this instance is passive
+    #[schema(required)]
+    passive_mode_reason: Option<&'static str>,
+}
+
+/// The account that was added, or was there already.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Added {
+    account: Account,
+    instance_id: String,
+    wa_mode: Mode,
+}
+
+/// How pairing anew goes on.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Pairing {
+    message: &'static str,
+    status: PairingStatus,
+}
+
+/// Whether pairing has just begun.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum PairingStatus {
+    InProgress,
+    AlreadyInProgress,
+}
+
+/// The account that was deleted.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Removed {
+    message: &'static str,
+    account_id: String,
+    /// Always `deleted`
+    status: &'static str,
+}
+
+/// A backfill that runs.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Started {
+    message: &'static str,
+    account_id: String,
+    /// It ran before somebody asked
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    already_running: bool,
+    /// The run that was running, as `lastAutoBackfillStatus` has it
+    #[serde(skip_serializing_if = "Option::is_none")]
+    run: Option<Object>,
+}
+
+/// All accounts that are not deleted.
+#[utoipa::path(
+    get,
+    path = "/api/whatsapp/accounts",
+    tag = "accounts",
+    security(("firebase" = []), ("admin" = [])),
+    responses((status = 200, description = "`accounts`; works while passive", body = Success<Listing>))
+)]
+async fn list(_: Caller, State(app): State<App>) -> Result<Success<Listing>, Failure> {
+    listing(&app).await
+}
+
+/// The same, where some callers look for it.
+#[utoipa::path(
+    get,
+    path = "/accounts",
+    tag = "accounts",
+    security(("firebase" = []), ("admin" = [])),
+    responses((status = 200, description = "`accounts`; works while passive", body = Success<Listing>))
+)]
+async fn list_at_root(_: Caller, State(app): State<App>) -> Result<Success<Listing>, Failure> {
+    listing(&app).await
+}
+
+async fn listing(app: &App) -> Result<Success<Listing>, Failure> {
+    let (accounts, cached) = accounts(app, LISTED_FOR).await?;
+    let standing = app.standing();
     let shown = accounts.iter().filter(|(_, fields)| status(fields) != "deleted");
-    let shown: Vec<Value> = shown
-        .map(|(id, fields)| {
-            let mut account = summary(id, fields);
-            account["lastUpdate"] = field(fields, "updatedAt");
-            account["lastError"] = field(fields, "lastError");
-            account["passiveModeReason"] = reason.into();
-            account
-        })
-        .collect();
-    let mut body = instance_fields(&app);
-    body["accounts"] = shown.into();
-    body["cached"] = cached.into();
-    body["lockReason"] = reason.into();
-    Ok(success(body))
+    let accounts = shown.map(|(id, fields)| ListedAccount {
+        account: summary(id, fields),
+        last_update: text(fields, "updatedAt"),
+        last_error: text(fields, "lastError"),
+        passive_mode_reason: standing.reason,
+    });
+    Ok(Success::new(Listing {
+        accounts: accounts.collect(),
+        cached,
+        instance_id: app.instance_id(),
+        wa_mode: standing.mode(),
+        lock_reason: standing.reason,
+    }))
 }
 
 /// Adds an account and begins to pair it. The same phone again gives the same account.
-#[utoipa::path(post, path = "/api/whatsapp/add-account", tag = "accounts", security(("firebase" = []), ("admin" = [])), request_body = NewAccount, responses((status = 200, description = "`account`"), (status = 429, description = "`rate_limited`: there are MAX_ACCOUNTS already"), (status = 503, description = "`instance_passive`")))]
-pub(crate) async fn add(
+#[utoipa::path(
+    post,
+    path = "/api/whatsapp/add-account",
+    tag = "accounts",
+    security(("firebase" = []), ("admin" = [])),
+    request_body = NewAccount,
+    responses(
+        (status = 200, description = "`account`", body = Success<Added>),
+        (status = 400, description = "`bad_request`: `name` or `phone` cannot be used"),
+        (status = 413, description = "`payload_too_large`"),
+        (status = 415, description = "`unsupported_media_type`: not JSON"),
+        (status = 422, description = "`bad_request`: another shape"),
+        (status = 429, description = "`rate_limited`: there are MAX_ACCOUNTS already"),
+        (status = 503, description = "`instance_passive`")
+    )
+)]
+async fn add(
     _: Operator,
     State(app): State<App>,
     body: Result<Body<NewAccount>, Failure>,
-) -> Result<Json<Value>, Failure> {
+) -> Result<Success<Added>, Failure> {
     let live = app.active()?;
     let Body(new) = body?;
     let name = new.name.trim().to_owned();
@@ -97,9 +234,11 @@ pub(crate) async fn add(
     let id = id.ok_or_else(|| Failure::bad_request("`phone` is not a phone number."))?;
     let fields = created(&app, &live, &id, &name, phone.as_deref()).await?;
     app.listed().forget();
-    let mut body = instance_fields(&app);
-    body["account"] = summary(&id, &fields);
-    Ok(success(body))
+    Ok(Success::new(Added {
+        account: summary(&id, &fields),
+        instance_id: app.instance_id(),
+        wa_mode: app.standing().mode(),
+    }))
 }
 
 /// The account's document: the one that is there, or a new one.
@@ -150,102 +289,139 @@ async fn created(
 }
 
 /// Begins to pair again.
-#[utoipa::path(post, path = "/api/whatsapp/regenerate-qr/{id}", tag = "accounts", security(("firebase" = []), ("admin" = [])), params(("id" = String, Path, description = "The account")), responses((status = 200, description = "`in_progress`"), (status = 202, description = "`already_in_progress`"), (status = 404, description = "`account_not_found`"), (status = 503, description = "`instance_passive`, `not_owner`")))]
-pub(crate) async fn regenerate(
+#[utoipa::path(
+    post,
+    path = "/api/whatsapp/regenerate-qr/{id}",
+    tag = "accounts",
+    security(("firebase" = []), ("admin" = [])),
+    params(("id" = String, Path, description = "The account")),
+    responses(
+        (status = 200, description = "`in_progress`", body = Success<Pairing>),
+        (status = 202, description = "`already_in_progress`", body = Success<Pairing>),
+        (status = 404, description = "`account_not_found`"),
+        (status = 503, description = "`instance_passive`, `not_owner`")
+    )
+)]
+async fn regenerate(
     _: Operator,
     State(app): State<App>,
     Path(id): Path<String>,
-) -> Result<Response, Failure> {
+) -> Result<(StatusCode, Success<Pairing>), Failure> {
     let live = app.active()?;
     let id = parse(&id)?;
-    match command(&app, &live, &id, Command::RegenerateQr(id.clone())).await? {
-        Reply::AlreadyInProgress => {
-            let message = "The account is connecting or connected already.";
-            let body = json!({ "message": message, "status": "already_in_progress" });
-            Ok((StatusCode::ACCEPTED, success(body)).into_response())
-        }
-        _ => {
-            let message = "A new QR code is on its way.";
-            Ok(success(json!({ "message": message, "status": "in_progress" })).into_response())
-        }
-    }
+    let reply = command(&app, &live, &id, Command::RegenerateQr(id.clone())).await?;
+    let (code, message, status) = if reply == Reply::AlreadyInProgress {
+        let message = "The account is connecting or connected already.";
+        (StatusCode::ACCEPTED, message, PairingStatus::AlreadyInProgress)
+    } else {
+        (StatusCode::OK, "A new QR code is on its way.", PairingStatus::InProgress)
+    };
+    Ok((code, Success::new(Pairing { message, status })))
 }
 
 /// Logs an account out and marks it deleted. Its messages stay.
-#[utoipa::path(delete, path = "/api/whatsapp/accounts/{id}", tag = "accounts", security(("firebase" = []), ("admin" = [])), params(("id" = String, Path, description = "The account")), responses((status = 200, description = "`status: deleted`"), (status = 404, description = "`account_not_found`"), (status = 503, description = "`instance_passive`, `not_owner`")))]
-pub(crate) async fn remove(
+#[utoipa::path(
+    delete,
+    path = "/api/whatsapp/accounts/{id}",
+    tag = "accounts",
+    security(("firebase" = []), ("admin" = [])),
+    params(("id" = String, Path, description = "The account")),
+    responses(
+        (status = 200, description = "`status: deleted`", body = Success<Removed>),
+        (status = 404, description = "`account_not_found`"),
+        (status = 503, description = "`instance_passive`, `not_owner`")
+    )
+)]
+async fn remove(
     _: Operator,
     State(app): State<App>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, Failure> {
+) -> Result<Success<Removed>, Failure> {
     let live = app.active()?;
     let id = parse(&id)?;
     command(&app, &live, &id, Command::DeleteAccount(id.clone())).await?;
     app.listed().forget();
-    let message = "The account is logged out and marked as deleted.";
-    Ok(success(json!({ "message": message, "accountId": id.as_str(), "status": "deleted" })))
+    Ok(Success::new(Removed {
+        message: "The account is logged out and marked as deleted.",
+        account_id: id.as_str().to_owned(),
+        status: "deleted",
+    }))
 }
 
 /// Runs a backfill now, whatever cooldown and backoff say. Clients never need it.
-#[utoipa::path(post, path = "/api/whatsapp/backfill/{id}", tag = "accounts", security(("firebase" = []), ("admin" = [])), params(("id" = String, Path, description = "The account")), responses((status = 200, description = "It runs; one that was running already is shown as `run`"), (status = 404, description = "`account_not_found`"), (status = 409, description = "`invalid_state` with `currentStatus`"), (status = 503, description = "`instance_passive`, `not_owner`")))]
-pub(crate) async fn backfill(
+#[utoipa::path(
+    post,
+    path = "/api/whatsapp/backfill/{id}",
+    tag = "accounts",
+    security(("firebase" = []), ("admin" = [])),
+    params(("id" = String, Path, description = "The account")),
+    responses(
+        (status = 200, description = "It runs; one that was running already is shown as `run`", body = Success<Started>),
+        (status = 404, description = "`account_not_found`"),
+        (status = 409, description = "`invalid_state` with `currentStatus`"),
+        (status = 503, description = "`instance_passive`, `not_owner`")
+    )
+)]
+async fn backfill(
     Operator(caller): Operator,
     State(app): State<App>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, Failure> {
+) -> Result<Success<Started>, Failure> {
     let labels = [("caller", caller.kind.as_str())];
     app.metrics().add("wa_manual_backfills_total", &labels, 1);
     let live = app.active()?;
     let id = parse(&id)?;
+    let reply = command(&app, &live, &id, Command::Backfill(id.clone())).await?;
+    // Only now is it known to be an account's id, and not a phone number that somebody took for one.
     tracing::info!(account = %id, caller = caller.kind.as_str(), "[wa-auto-backfill] manual backfill requested");
-    match command(&app, &live, &id, Command::Backfill(id.clone())).await? {
-        Reply::AlreadyInProgress => {
-            let fields = app.view().account(&id).unwrap_or_default();
-            Ok(success(json!({
-                "message": "A backfill is running already",
-                "accountId": id.as_str(),
-                "alreadyRunning": true,
-                "run": field(&fields, "lastAutoBackfillStatus"),
-            })))
-        }
-        _ => Ok(success(json!({
-            "message": "Backfill started (runs asynchronously)",
-            "accountId": id.as_str(),
-        }))),
+    let mut started = Started {
+        message: "Backfill started (runs asynchronously)",
+        account_id: id.as_str().to_owned(),
+        already_running: false,
+        run: None,
+    };
+    if reply == Reply::AlreadyInProgress {
+        started.message = "A backfill is running already";
+        started.already_running = true;
+        let fields = app.view().account(&id).unwrap_or_default();
+        started.run = map(&fields, "lastAutoBackfillStatus");
     }
+    Ok(Success::new(started))
 }
 
 /// The picture to scan, for a browser.
-#[utoipa::path(get, path = "/api/whatsapp/qr/{id}", tag = "accounts", security(("admin" = [])), params(("id" = String, Path, description = "The account")), responses((status = 200, description = "An HTML page", content_type = "text/html"), (status = 404, description = "An HTML page")))]
-pub(crate) async fn qr_page(
+#[utoipa::path(
+    get,
+    path = "/api/whatsapp/qr/{id}",
+    tag = "accounts",
+    security(("admin" = [])),
+    params(("id" = String, Path, description = "The account")),
+    responses(
+        (status = 200, description = "A page", body = String, content_type = "text/html"),
+        (status = 303, description = "To the login"),
+        (status = 404, description = "A page", body = String, content_type = "text/html")
+    )
+)]
+async fn qr_page(
     admin: Result<Admin, Failure>,
     State(app): State<App>,
     Path(id): Path<String>,
 ) -> Result<Response, Failure> {
     if let Err(failure) = admin {
-        let failure = failure.into_response();
         let unknown = failure.status() == StatusCode::UNAUTHORIZED;
-        let page = Redirect::to("/console/login").into_response();
-        return Ok(if unknown { page } else { failure });
+        let page = || Redirect::to("/console/login").into_response();
+        return if unknown { Ok(page()) } else { Err(failure) };
     }
     let found = async {
         let doc = app.documents()?.get(&[parse(&id)?.path()]).await?;
         let doc = doc.docs.into_iter().next().flatten();
         Ok::<_, Failure>(doc.filter(|doc| status(&doc.fields) != "deleted"))
     };
-    Ok(match found.await {
-        Ok(Some(doc)) => Html(qr::page(&doc.fields)).into_response(),
-        Ok(None) => (StatusCode::NOT_FOUND, Html(qr::missing())).into_response(),
-        Err(failure) => {
-            let failure = failure.into_response();
-            let missing = failure.status() == StatusCode::NOT_FOUND;
-            if missing {
-                (StatusCode::NOT_FOUND, Html(qr::missing())).into_response()
-            } else {
-                failure
-            }
-        }
-    })
+    match found.await {
+        Ok(Some(doc)) => Ok(Html(qr::page(&doc.fields)).into_response()),
+        Err(failure) if failure.status() != StatusCode::NOT_FOUND => Err(failure),
+        Ok(None) | Err(_) => Ok((StatusCode::NOT_FOUND, Html(qr::missing())).into_response()),
+    }
 }
 
 /// Has the owner of an account do something; only what was done or is under way is no error.
@@ -268,7 +444,7 @@ pub(crate) async fn command(
         Reply::InvalidState { status } => {
             let message = "The account is not connected.";
             Err(Failure::new(StatusCode::CONFLICT, "invalid_state", message)
-                .with("currentStatus", status.as_str()))
+                .with(Details { current_status: Some(status.to_string()), ..Details::default() }))
         }
         Reply::NotOwner { owner } => Err(not_owner(owner.as_deref())),
         Reply::Passive => Err(app.passive(&app.standing())),
@@ -281,7 +457,7 @@ fn not_owner(owner: Option<&str>) -> Failure {
         None => "No instance serves this account yet.",
     };
     Failure::new(StatusCode::SERVICE_UNAVAILABLE, "not_owner", message)
-        .with("ownerInstanceId", owner)
+        .with(Details { owner_instance_id: Some(owner.map(str::to_owned)), ..Details::default() })
         .retry_after(NOT_OWNER_RETRY_SECONDS)
 }
 
@@ -331,18 +507,16 @@ pub(crate) async fn accounts(
     Ok((accounts, false))
 }
 
-/// What every answer about an account shows.
-pub(crate) fn summary(id: &AccountId, fields: &Fields) -> Value {
-    let phone = fields.get("phoneE164").or_else(|| fields.get("phone"));
-    json!({
-        "id": id.as_str(),
-        "name": field(fields, "name"),
-        "phone": phone.map_or(Value::Null, crate::json::json),
-        "status": field(fields, "status"),
-        "qrCode": field(fields, "qrCode"),
-        "pairingCode": field(fields, "pairingCode"),
-        "createdAt": field(fields, "createdAt"),
-    })
+pub(crate) fn summary(id: &AccountId, fields: &Fields) -> Account {
+    Account {
+        id: id.as_str().to_owned(),
+        name: text(fields, "name"),
+        phone: text(fields, "phoneE164").or_else(|| text(fields, "phone")),
+        status: text(fields, "status"),
+        qr_code: text(fields, "qrCode"),
+        pairing_code: text(fields, "pairingCode"),
+        created_at: text(fields, "createdAt"),
+    }
 }
 
 /// A phone number with its leading `+`.

@@ -8,24 +8,24 @@ use axum::extract::{DefaultBodyLimit, FromRequest, MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use backfill_core::id::InstanceId;
 use backfill_core::instance::LockInsight;
-use backfill_core::io::{Mode, PassiveReason};
+use backfill_core::io::{self, PassiveReason};
 use backfill_core::time::{Mono, StoreTime};
 use backfill_driver::Handle;
 use backfill_driver::billing::Operations;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
 use tower_http::catch_panic::CatchPanicLayer;
 
 use crate::access::{Access, AccessOptions, Peer};
+use crate::answer::Mode;
 use crate::documents::Documents;
-use crate::error::Failure;
+use crate::error::{Details, Failure};
 use crate::metered::Reached;
 use crate::metrics::Metrics;
-use crate::view::View;
-use crate::{accounts, console, health, openapi, send, threads};
+use crate::view::{View, reason_name};
+use crate::{accounts, openapi};
 
 /// What the HTTP side has to know.
 pub struct Options {
@@ -120,13 +120,9 @@ impl App {
 
     /// All routes.
     pub fn router(&self) -> Router {
-        Router::new()
-            .merge(health::routes())
-            .merge(accounts::routes())
-            .merge(send::routes())
-            .merge(threads::routes())
-            .merge(console::routes())
-            .merge(openapi::routes())
+        let (router, api) = openapi::routes();
+        router
+            .layer(Extension(Arc::new(api)))
             .fallback(async || Failure::new(StatusCode::NOT_FOUND, "not_found", "No such path."))
             .method_not_allowed_fallback(async || {
                 let status = StatusCode::METHOD_NOT_ALLOWED;
@@ -144,6 +140,10 @@ impl App {
 
     pub(crate) fn options(&self) -> &Options {
         &self.0.options
+    }
+
+    pub(crate) fn instance_id(&self) -> String {
+        self.options().instance.to_string()
     }
 
     pub(crate) fn access(&self) -> &Access {
@@ -197,13 +197,15 @@ impl App {
     }
 
     pub(crate) fn passive(&self, standing: &Standing) -> Failure {
-        let holder = standing.lock.as_ref().map(|lock| lock.holder.as_str());
         let status = StatusCode::SERVICE_UNAVAILABLE;
         Failure::new(status, "instance_passive", "This instance is passive; another one serves.")
-            .with("mode", "passive")
-            .with("waMode", "passive")
-            .with("instanceId", self.options().instance.as_str())
-            .with("holderInstanceId", holder)
+            .with(Details {
+                mode: Some(Mode::Passive),
+                wa_mode: Some(Mode::Passive),
+                instance_id: Some(self.instance_id()),
+                holder_instance_id: Some(standing.holder()),
+                ..Details::default()
+            })
             .retry_after(PASSIVE_RETRY_SECONDS)
     }
 
@@ -212,44 +214,24 @@ impl App {
         match &*live {
             Err(reason) => Standing { reason: Some(reason), lock: None },
             Ok(live) => live.handle.look(|instance| {
-                let starting = instance.mode() == Mode::Passive(PassiveReason::Starting);
-                let reason = if starting && live.reached.failed() {
-                    Some("store_unreachable")
-                } else {
-                    passive_reason(instance.mode())
-                };
+                let starting = instance.mode() == io::Mode::Passive(PassiveReason::Starting);
+                let store = live.reached.failure().filter(|_| starting);
+                let reason = store.or_else(|| reason_name(instance.mode()));
                 Standing { reason, lock: instance.lock_insight() }
             }),
         }
     }
-
-    pub(crate) fn mode_word(&self) -> &'static str {
-        if self.standing().reason.is_none() { "active" } else { "passive" }
-    }
 }
 
-const fn passive_reason(mode: Mode) -> Option<&'static str> {
-    Some(match mode {
-        Mode::Active => return None,
-        Mode::SteppingDown => "stepping_down",
-        Mode::Passive(PassiveReason::CutOff) => "whatsapp_unreachable",
-        Mode::Passive(PassiveReason::DuplicateInstanceId) => "duplicate_instance_id",
-        Mode::Passive(PassiveReason::HeldByForeign) => "lock_held_by_foreign_instance",
-        Mode::Passive(PassiveReason::HeldByOther) => "lock_held_by_other_instance",
-        Mode::Passive(PassiveReason::Starting) => "starting",
-        Mode::Passive(PassiveReason::Stopped) => "stopped",
-    })
-}
-
-/// A success with these fields.
-pub(crate) fn success(fields: Value) -> Json<Value> {
-    let mut body = serde_json::Map::new();
-    body.insert("success".into(), true.into());
-    if let Value::Object(fields) = fields {
-        body.extend(fields);
+impl Standing {
+    pub(crate) const fn mode(&self) -> Mode {
+        if self.reason.is_none() { Mode::Active } else { Mode::Passive }
     }
-    body.insert("requestId".into(), request_id().into());
-    Json(Value::Object(body))
+
+    /// Who holds the lock, if anybody is known to.
+    pub(crate) fn holder(&self) -> Option<String> {
+        self.lock.as_ref().map(|lock| lock.holder.to_string())
+    }
 }
 
 /// The id of the request that is being answered.
@@ -368,7 +350,3 @@ const MOST_BODY_BYTES: usize = 128 * 1_024;
 const LONGEST_ANSWER: Duration = Duration::from_secs(30);
 /// As long as a passive instance waits before it looks for the lock again.
 pub(crate) const PASSIVE_RETRY_SECONDS: u64 = 15;
-
-pub(crate) fn instance_fields(app: &App) -> Value {
-    json!({ "instanceId": app.options().instance.as_str(), "waMode": app.mode_word() })
-}

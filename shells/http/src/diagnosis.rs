@@ -3,7 +3,8 @@
 use backfill_core::doc::{Fields, Value as Field};
 use backfill_core::instance::AccountInsight;
 use backfill_core::time::StoreTime;
-use serde_json::{Value, json};
+use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::health::status;
 use crate::json::iso;
@@ -22,11 +23,21 @@ pub(crate) struct Diagnosis<'a> {
     pub(crate) backoff: Option<StoreTime>,
 }
 
+/// How an account's sync stands, and what is to be done about it.
+#[derive(Serialize, ToSchema)]
+pub(crate) struct Verdict {
+    /// A word for programs
+    state: &'static str,
+    /// A sentence for people
+    summary: String,
+    /// What they should do
+    action: String,
+}
+
 impl Diagnosis<'_> {
-    /// A word for scripts, a sentence and what to do for people.
-    pub(crate) fn verdict(&self) -> Value {
+    pub(crate) fn verdict(&self) -> Verdict {
         let (state, summary, action) = self.words();
-        json!({ "state": state, "summary": summary, "action": action })
+        Verdict { state, summary, action }
     }
 
     fn words(&self) -> (&'static str, String, String) {
@@ -136,7 +147,7 @@ mod tests {
 
     const NOW: StoreTime = StoreTime::from_secs(1_000);
 
-    fn verdict(fields: &[(&str, Field)], owned: bool, backoff: Option<StoreTime>) -> String {
+    fn verdict(fields: &[(&str, Field)], owned: bool, backoff: Option<StoreTime>) -> &'static str {
         let fields: Fields = fields.iter().map(|(k, v)| ((*k).into(), v.clone())).collect();
         let insight = AccountInsight {
             status: "".into(),
@@ -153,7 +164,7 @@ mod tests {
             cooldown: None,
             backoff,
         };
-        diagnosis.verdict()["state"].as_str().unwrap_or_default().to_owned()
+        diagnosis.verdict().state
     }
 
     #[test]

@@ -1,9 +1,14 @@
 //! Documents and moments as JSON.
 
+use std::collections::BTreeMap;
+
 use backfill_core::doc::{Fields, Value};
 use backfill_core::time::StoreTime;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+
+/// Fields by name.
+pub(crate) type Object = BTreeMap<String, serde_json::Value>;
 
 /// A moment as ISO 8601 with milliseconds and `Z`.
 pub fn iso(time: StoreTime) -> String {
@@ -30,18 +35,27 @@ pub(crate) fn json(value: &Value) -> serde_json::Value {
             serde_json::json!({ "latitude": lat.0, "longitude": long.0 })
         }
         Value::Array(values) => values.iter().map(json).collect(),
-        Value::Map(fields) => Json::Object(object(fields)),
+        Value::Map(fields) => object(fields).into_iter().collect(),
     }
 }
 
 /// All fields as JSON.
-pub(crate) fn object(fields: &Fields) -> serde_json::Map<String, serde_json::Value> {
+pub(crate) fn object(fields: &Fields) -> Object {
     fields.iter().map(|(name, value)| (name.to_string(), json(value))).collect()
 }
 
-/// One field as JSON, null where there is none.
-pub(crate) fn field(fields: &Fields, name: &str) -> serde_json::Value {
-    fields.get(name).map_or(serde_json::Value::Null, json)
+/// A field that is text or a moment, as text.
+pub(crate) fn text(fields: &Fields, name: &str) -> Option<String> {
+    match fields.get(name)? {
+        Value::String(text) => Some(text.to_string()),
+        Value::Timestamp(time) => Some(iso(*time)),
+        _ => None,
+    }
+}
+
+/// A field that is a map, as JSON.
+pub(crate) fn map(fields: &Fields, name: &str) -> Option<Object> {
+    fields.get(name)?.as_map().map(object)
 }
 
 /// Year, month and day of a day counted from 1970-01-01, in the Gregorian calendar.

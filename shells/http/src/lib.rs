@@ -7,6 +7,7 @@
 
 mod access;
 mod accounts;
+mod answer;
 pub mod app;
 mod console;
 mod diagnosis;
@@ -30,3 +31,8 @@ pub use documents::Documents;
 pub use firebase::{FirebaseOptions, KEYS_URL};
 pub use json::iso;
 pub use listen::serve;
+
+/// The API's description, as `/openapi.json` shows it.
+pub fn description() -> serde_json::Value {
+    serde_json::json!(openapi::routes().1)
+}

@@ -31,12 +31,16 @@ impl Reached {
 
     /// It did not answer for so long that nobody waits any more.
     pub fn gave_up(&self) {
-        self.0.store(NO, Ordering::Relaxed);
+        self.0.store(UNREACHABLE, Ordering::Relaxed);
     }
 
-    /// Whether it did not; false before the first call.
-    pub(crate) fn failed(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == NO
+    /// Why it did not, in one word; `None` before the first call.
+    pub(crate) fn failure(&self) -> Option<&'static str> {
+        match self.0.load(Ordering::Relaxed) {
+            DENIED => Some("store_denies_access"),
+            UNREACHABLE => Some("store_unreachable"),
+            _ => None,
+        }
     }
 }
 
@@ -63,8 +67,12 @@ impl<S: Store, R: Runtime> Metered<S, R> {
         if let Some(reason) = failure {
             self.metrics.add("wa_store_failures_total", &[("reason", reason)], 1);
         }
-        let reached = !matches!(failure, Some("unavailable" | "unknown" | "denied"));
-        self.reached.0.store(if reached { YES } else { NO }, Ordering::Relaxed);
+        let reached = match failure {
+            Some("denied") => DENIED,
+            Some("unavailable" | "unknown") => UNREACHABLE,
+            _ => YES,
+        };
+        self.reached.0.store(reached, Ordering::Relaxed);
         answer
     }
 }
@@ -87,8 +95,9 @@ impl<S: Store, R: Runtime> Store for Metered<S, R> {
     }
 }
 
-const NO: u8 = 1;
-const YES: u8 = 2;
+const UNREACHABLE: u8 = 1;
+const DENIED: u8 = 2;
+const YES: u8 = 3;
 
 const fn reason(error: &StoreError) -> &'static str {
     match error {

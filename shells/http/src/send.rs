@@ -4,34 +4,36 @@ use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::routing::post;
-use axum::{Json, Router};
 use backfill_core::doc::{FieldOp, FieldPath, Precondition, Value as Field, Write};
 use backfill_core::id::{AccountId, MessageId, OutboxId, ThreadId};
 use backfill_core::jid::Jid;
 use backfill_core::time::StoreTime;
 use backfill_driver::port::StoreError;
-use serde::Deserialize;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use smol_str::SmolStr;
 use tokio::sync::broadcast;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::access::Caller;
 use crate::accounts::{parse, read};
-use crate::app::{App, Body, Live, random_hex, success};
-use crate::error::Failure;
+use crate::answer::Success;
+use crate::app::{App, Body, Live, random_hex};
+use crate::error::{Details, Failure};
 use crate::health::status;
 use crate::json::iso;
 
-pub(crate) fn routes() -> Router<App> {
-    Router::new().route("/api/whatsapp/send-message", post(send))
+pub(crate) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new().routes(routes!(send))
 }
 
 /// A message to send.
-#[derive(Debug, Deserialize, utoipa::ToSchema)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct NewMessage {
+    /// Who sends it
     account_id: String,
     /// A phone number or a WhatsApp address
     to: String,
@@ -43,13 +45,59 @@ pub(crate) struct NewMessage {
     client_message_id: Option<String>,
 }
 
+/// A message in the outbox.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Sent {
+    /// Its id in the outbox and among the thread's messages
+    message_id: String,
+    client_message_id: String,
+    status: SentStatus,
+    /// It waits to be sent
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    queued: bool,
+    /// It was there already, and nothing is sent again
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    duplicate: bool,
+    /// What WhatsApp calls it
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wa_message_id: Option<String>,
+}
+
+/// How far a message has come.
+#[derive(Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum SentStatus {
+    Queued,
+    Sent,
+}
+
 /// Puts a message into the outbox, and waits a moment for it to be sent.
-#[utoipa::path(post, path = "/api/whatsapp/send-message", tag = "inbox", security(("firebase" = []), ("admin" = [])), request_body = NewMessage, responses((status = 200, description = "`status: sent`, or `queued: true`; `duplicate: true` if it was there already"), (status = 404, description = "`account_not_found`"), (status = 503, description = "`instance_passive`, `send_failed`")))]
-pub(crate) async fn send(
+#[utoipa::path(
+    post,
+    path = "/api/whatsapp/send-message",
+    tag = "inbox",
+    security(("firebase" = []), ("admin" = [])),
+    request_body = NewMessage,
+    responses(
+        (
+            status = 200,
+            description = "`status: sent`, or `queued: true`; `duplicate: true` if it was there already",
+            body = Success<Sent>
+        ),
+        (status = 400, description = "`bad_request`: a field cannot be used"),
+        (status = 404, description = "`account_not_found`"),
+        (status = 413, description = "`payload_too_large`"),
+        (status = 415, description = "`unsupported_media_type`: not JSON"),
+        (status = 422, description = "`bad_request`: another shape"),
+        (status = 503, description = "`instance_passive`, `send_failed`")
+    )
+)]
+async fn send(
     caller: Caller,
     State(app): State<App>,
     body: Result<Body<NewMessage>, Failure>,
-) -> Result<Json<Value>, Failure> {
+) -> Result<Success<Sent>, Failure> {
     let live = app.active()?;
     let Body(new) = body?;
     let account = parse(&new.account_id)?;
@@ -79,30 +127,26 @@ pub(crate) async fn send(
         Some(state) => (true, state),
         None => (false, settled(&live, &message.id, changes).await?),
     };
-    let mut body = json!({
-        "messageId": message.id.as_str(),
-        "clientMessageId": message.client_id,
-    });
-    if duplicate {
-        body["duplicate"] = true.into();
+    let (message_id, client_message_id) = (message.id.as_str().to_owned(), message.client_id);
+    if state.status == "failed" {
+        let message = "The message could not be sent.";
+        return Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, "send_failed", message).with(
+            Details {
+                message_id: Some(message_id),
+                client_message_id: Some(client_message_id),
+                ..Details::default()
+            },
+        ));
     }
-    match state.status.as_str() {
-        "sent" => {
-            body["status"] = "sent".into();
-            body["waMessageId"] = state.wa_id.map_or(Value::Null, |id| id.as_str().into());
-        }
-        "failed" => {
-            let message = "The message could not be sent.";
-            return Err(Failure::new(StatusCode::SERVICE_UNAVAILABLE, "send_failed", message)
-                .with("messageId", body["messageId"].clone())
-                .with("clientMessageId", body["clientMessageId"].clone()));
-        }
-        _ => {
-            body["queued"] = true.into();
-            body["status"] = "queued".into();
-        }
-    }
-    Ok(success(body))
+    let sent = state.status == "sent";
+    Ok(Success::new(Sent {
+        message_id,
+        client_message_id,
+        status: if sent { SentStatus::Sent } else { SentStatus::Queued },
+        queued: !sent,
+        duplicate,
+        wa_message_id: state.wa_id.filter(|_| sent).map(String::from),
+    }))
 }
 
 struct Message {

@@ -9,7 +9,7 @@ use backfill_core::id::{AccountId, OutboxId, RequestId};
 use backfill_core::instance::Instance;
 use backfill_core::io::{
     Answer, ChunkId, Event, GatewayCall, GatewayEvent, HoleChange, Ingested, Input, Key, Mode,
-    Output, RunKind, RunResult, Skip, Source, StoreCall, Trigger,
+    Output, PassiveReason, RunKind, RunResult, Skip, Source, StoreCall, Trigger,
 };
 use backfill_core::time::{Mono, StoreTime};
 use backfill_driver::Observer;
@@ -397,6 +397,20 @@ pub const fn mode_name(mode: Mode) -> &'static str {
         Mode::Passive(_) => "passive",
         Mode::SteppingDown => "stepping_down",
     }
+}
+
+/// Why an instance does not serve; `None` while it does.
+pub const fn reason_name(mode: Mode) -> Option<&'static str> {
+    Some(match mode {
+        Mode::Active => return None,
+        Mode::SteppingDown => "stepping_down",
+        Mode::Passive(PassiveReason::CutOff) => "whatsapp_unreachable",
+        Mode::Passive(PassiveReason::DuplicateInstanceId) => "duplicate_instance_id",
+        Mode::Passive(PassiveReason::HeldByForeign) => "lock_held_by_foreign_instance",
+        Mode::Passive(PassiveReason::HeldByOther) => "lock_held_by_other_instance",
+        Mode::Passive(PassiveReason::Starting) => "starting",
+        Mode::Passive(PassiveReason::Stopped) => "stopped",
+    })
 }
 
 fn account_of(path: &str) -> Option<AccountId> {

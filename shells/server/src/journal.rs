@@ -5,19 +5,31 @@ use std::time::Duration;
 
 use backfill_core::id::{AccountId, RequestId};
 use backfill_core::instance::Instance;
-use backfill_core::io::{Event, HoleChange, Input, Mode, Output, RunKind, Source};
+use backfill_core::io::{
+    Answer, CloseReason, Event, GatewayEvent, HoleChange, Input, Output, RunKind, Source,
+};
 use backfill_core::time::Mono;
 use backfill_driver::Observer;
 use backfill_driver::port::StoreError;
 use tracing::{debug, info, warn};
 use wa_http::metered::Reached;
-use wa_http::view::{Witness, key_name, mode_name, skip_name, trigger_name};
+use wa_http::view::{Witness, key_name, mode_name, reason_name, skip_name, trigger_name};
 
 /// Writes the log, and lets the HTTP side see the same.
 pub(crate) struct Journal {
     witness: Witness,
     reached: Reached,
     arrived: BTreeMap<AccountId, Arrived>,
+    /// Why connections were closed that are about to be mentioned
+    closed: BTreeMap<AccountId, CloseReason>,
+    now: Mono,
+    trouble: Option<Trouble>,
+}
+
+/// Why the store does not answer, and when that was last mentioned.
+struct Trouble {
+    why: String,
+    mentioned: Mono,
 }
 
 /// Live messages since they were last mentioned.
@@ -29,7 +41,30 @@ struct Arrived {
 
 impl Journal {
     pub(crate) fn new(witness: Witness, reached: Reached) -> Self {
-        Self { witness, reached, arrived: BTreeMap::new() }
+        Self {
+            witness,
+            reached,
+            arrived: BTreeMap::new(),
+            closed: BTreeMap::new(),
+            now: Mono::default(),
+            trouble: None,
+        }
+    }
+
+    /// A store that goes on failing is mentioned now and then, not with every call.
+    fn note_trouble(&mut self, error: &StoreError) {
+        let advice = match error {
+            StoreError::Denied(_) => "; check its credentials and what they allow",
+            _ => "",
+        };
+        let why = format!("{error}{advice}");
+        let known = self.trouble.as_ref().filter(|trouble| trouble.why == why);
+        if known.is_some_and(|known| self.now.since(known.mentioned) < TROUBLE_SPACING) {
+            debug!("[store] {why}");
+        } else {
+            warn!("[store] {why}");
+            self.trouble = Some(Trouble { why, mentioned: self.now });
+        }
     }
 
     /// A busy account is mentioned now and then, not with every message.
@@ -46,21 +81,43 @@ impl Journal {
 impl Observer for Journal {
     fn input(&mut self, now: Mono, input: &Input) {
         self.witness.input(now, input);
-        if let Input::Ingested(account, ingested) = input {
-            let messages = ingested.messages;
-            match ingested.source {
-                Source::Realtime => self.note_realtime(now, account, messages),
-                Source::Chunk { .. } => debug!(%account, messages, "[history-sync] stored"),
-                Source::LatePage => info!(%account, messages, "[history-sync] late page stored"),
+        self.now = now;
+        let answered = matches!(
+            input,
+            Input::Answer(_, Answer::Committed { .. } | Answer::Found { .. } | Answer::Read { .. })
+        );
+        if answered && self.trouble.take().is_some() {
+            info!("[store] the store answers again");
+        }
+        match input {
+            Input::Gateway(account, GatewayEvent::Closed { reason, .. }) => {
+                self.closed.insert(account.clone(), *reason);
             }
+            Input::Ingested(account, ingested) => {
+                let messages = ingested.messages;
+                match ingested.source {
+                    Source::Realtime => self.note_realtime(now, account, messages),
+                    Source::Chunk { .. } => debug!(%account, messages, "[history-sync] stored"),
+                    Source::LatePage => {
+                        info!(%account, messages, "[history-sync] late page stored");
+                    }
+                }
+            }
+            _ => {}
         }
     }
 
     fn settled(&mut self, now: Mono, instance: &Instance, outputs: &[Output]) {
         self.witness.settled(now, instance, outputs);
         for output in outputs {
-            if let Output::Event(event) = output {
-                log(instance, event);
+            match output {
+                Output::Event(Event::Connection { account, state }) => {
+                    let reason = self.closed.remove(account).filter(|_| *state == "closed");
+                    let reason = reason.map(CloseReason::as_str);
+                    info!(%account, state, reason, "[realtime] connection {state}");
+                }
+                Output::Event(event) => log(instance, event),
+                _ => {}
             }
         }
     }
@@ -70,20 +127,21 @@ impl Observer for Journal {
         if matches!(error, StoreError::Unavailable(_) | StoreError::Unknown(_)) {
             self.reached.gave_up();
         }
-        // Losing a race is everyday life.
-        if matches!(error, StoreError::Conflict(_)) {
-            debug!("[store] {error}");
-        } else {
-            warn!("[store] {error}");
+        match error {
+            // Losing a race is everyday life.
+            StoreError::Conflict(_) => debug!("[store] {error}"),
+            StoreError::Invalid { .. } => warn!("[store] {error}"),
+            StoreError::Denied(_) | StoreError::Unavailable(_) | StoreError::Unknown(_) => {
+                self.note_trouble(error);
+            }
         }
     }
 }
 
 fn log(instance: &Instance, event: &Event) {
     match event {
-        Event::Connection { account, state } => {
-            info!(%account, state, "[realtime] connection {state}");
-        }
+        // Mentioned with its reason already.
+        Event::Connection { .. } => {}
         Event::DeadMarked { boot } => info!(%boot, "[lock] a silent session was marked dead"),
         Event::Fenced { key } => {
             warn!(key = key_name(key), "[lock] write refused: somebody else owns it now");
@@ -106,13 +164,9 @@ fn log(instance: &Instance, event: &Event) {
             info!(key = key_name(key), epoch = epoch.0, "[lock] lease taken");
         }
         Event::Mode { mode } => {
-            let reason = match mode {
-                Mode::Passive(reason) => format!("{reason:?}"),
-                Mode::Active | Mode::SteppingDown => String::new(),
-            };
             info!(
                 mode = mode_name(*mode),
-                reason,
+                reason = reason_name(*mode),
                 instance = instance.policy().instance.as_str(),
                 "[lock] mode {}",
                 mode_name(*mode)
@@ -121,7 +175,7 @@ fn log(instance: &Instance, event: &Event) {
         Event::RunEnded { account, kind, result } => info!(
             %account,
             ok = result.ok,
-            error = result.error.unwrap_or_default(),
+            error = result.error,
             threads = result.threads,
             messages = result.messages,
             errors = result.errors,
@@ -159,3 +213,4 @@ const fn tag(kind: RunKind) -> &'static str {
 }
 
 const MENTION_SPACING: Duration = Duration::from_secs(10);
+const TROUBLE_SPACING: Duration = Duration::from_secs(60);

@@ -25,7 +25,7 @@ use wa_http::view::{View, Witness};
 use wa_http::{AccessOptions, Documents};
 
 use crate::clock::{TokioRuntime, wall};
-use crate::config::{Config, StoreChoice};
+use crate::config::{Config, SessionChoice, StoreChoice};
 use crate::economy;
 use crate::journal::Journal;
 
@@ -66,7 +66,7 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// A file or directory cannot be used
-    #[error("{path}: {source}")]
+    #[error("{path} cannot be used: {source}")]
     Path {
         /// Which
         path: PathBuf,
@@ -107,6 +107,9 @@ pub async fn start<C: Connector>(config: Config, connector: C) -> Result<Running
     // Two providers may be linked in; a program has to say which.
     let _ = rustls::crypto::ring::default_provider().install_default();
     private_dir(&config.data_dir)?;
+    if let SessionChoice::Local(sessions) = &config.sessions {
+        private_dir(sessions)?;
+    }
     let admin_token = match &config.http.admin_token {
         Some(token) => token.clone(),
         None => kept_token(&admin_token_path(&config.data_dir))?,
@@ -246,7 +249,7 @@ async fn reached(
             }
             Err(error) => {
                 app.detach("store_unreachable");
-                warn!("[store] {error}; trying again in {} s", wait.as_secs());
+                warn!("[store] {}; trying again in {} s", because(&error), wait.as_secs());
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(Duration::from_secs(30));
             }
@@ -306,9 +309,12 @@ fn kept_token(path: &Path) -> Result<String, StartError> {
     }
 }
 
+/// Makes a directory for this user alone, if need be, in which files can be made.
 fn private_dir(path: &Path) -> Result<(), StartError> {
     let failed = |source| StartError::Path { path: path.to_owned(), source };
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
+    let probe = path.join(format!(".probe-{}", std::process::id()));
+    std::fs::write(&probe, []).and_then(|()| std::fs::remove_file(&probe)).map_err(failed)
 }
 
 /// The cause behind a store's error. At the start it names files and hosts, no documents.

@@ -5,6 +5,7 @@
 mod accounts;
 mod auth;
 mod console;
+mod contract;
 mod inbox;
 mod open;
 mod standby;

@@ -18,7 +18,8 @@ use backfill_driver::billing::Counted;
 use backfill_driver::port::{Committed, Found, Gateway, Runtime, Snapshot, Store, StoreError};
 use backfill_driver::{Driver, Handle};
 use futures_util::Stream;
-use reqwest::{Method, Response, StatusCode};
+use reqwest::header::CONTENT_TYPE;
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use serde_json::Value;
 use store_sqlite::SqliteStore;
 use tokio::sync::watch;
@@ -27,6 +28,8 @@ use wa_http::metered::Metered;
 use wa_http::metrics::Metrics;
 use wa_http::view::{View, Witness};
 use wa_http::{AccessOptions, Documents};
+
+use crate::contract::{CONTRACT, Exchange};
 
 pub(crate) const ADMIN: &str = "an-admin-token-for-tests";
 
@@ -133,22 +136,48 @@ impl World {
         format!("http://{}{path}", self.address)
     }
 
-    pub(crate) fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+    pub(crate) fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.client.request(method, self.url(path))
     }
 
     /// What an administrator gets.
     pub(crate) async fn get(&self, path: &str) -> (StatusCode, Value) {
-        answer(self.request(Method::GET, path).bearer_auth(ADMIN).send().await.unwrap()).await
+        self.admin(Method::GET, path, |request| request).await
     }
 
     pub(crate) async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
-        let request = self.request(Method::POST, path).bearer_auth(ADMIN).json(&body);
-        answer(request.send().await.unwrap()).await
+        self.admin(Method::POST, path, |request| request.json(&body)).await
     }
 
     pub(crate) async fn delete(&self, path: &str) -> (StatusCode, Value) {
-        answer(self.request(Method::DELETE, path).bearer_auth(ADMIN).send().await.unwrap()).await
+        self.admin(Method::DELETE, path, |request| request).await
+    }
+
+    async fn admin(
+        &self,
+        method: Method,
+        path: &str,
+        with: impl FnOnce(RequestBuilder) -> RequestBuilder,
+    ) -> (StatusCode, Value) {
+        let request = self.request(method.clone(), path).bearer_auth(ADMIN);
+        self.answered(method, path, with(request)).await
+    }
+
+    /// What somebody gets, which has to be as described.
+    pub(crate) async fn answered(
+        &self,
+        method: Method,
+        path: &str,
+        request: RequestBuilder,
+    ) -> (StatusCode, Value) {
+        let response = request.send().await.unwrap();
+        let content_type = response.headers().get(CONTENT_TYPE).cloned();
+        let content_type = content_type.as_ref().map_or("", |kind| kind.to_str().unwrap());
+        let (status, body) = answer(response).await;
+        let exchange = Exchange { method: &method, path, status, content_type, body: &body };
+        let violations = CONTRACT.violations(&exchange);
+        assert!(violations.is_empty(), "{method} {path} {status}: {violations:#?} in {body}");
+        (status, body)
     }
 
     /// An account that somebody has paired.
