@@ -52,6 +52,12 @@ pub enum OptionsError {
     /// The service account's key is not JSON
     #[error("FIREBASE_SERVICE_ACCOUNT_JSON is not JSON")]
     Key,
+    /// The service account's key lacks something
+    #[error("the service account's key has no `{field}`")]
+    KeyField {
+        /// What it lacks
+        field: &'static str,
+    },
     /// No project is named
     #[error("no project: set GOOGLE_CLOUD_PROJECT, or a service account key that names one")]
     Project,
@@ -72,7 +78,11 @@ impl Options {
         let (credentials, key) = if let Some(host) = var("FIRESTORE_EMULATOR_HOST") {
             (Credentials::Emulator(host), None)
         } else if let Some(key) = var("FIREBASE_SERVICE_ACCOUNT_JSON") {
-            parse_key(&key).ok_or(OptionsError::Key)?;
+            let parsed = parse_key(&key).ok_or(OptionsError::Key)?;
+            for field in ["client_email", "private_key"] {
+                let text = parsed.get(field).and_then(serde_json::Value::as_str);
+                text.ok_or(OptionsError::KeyField { field })?;
+            }
             (Credentials::ServiceAccount(key.clone()), Some(key))
         } else {
             let file = var("GOOGLE_APPLICATION_CREDENTIALS");
@@ -164,7 +174,8 @@ mod tests {
 
     #[test]
     fn the_emulator_goes_before_credentials_and_the_project_may_come_from_the_key() {
-        let key = ("FIREBASE_SERVICE_ACCOUNT_JSON", r#"{"project_id":"from-key"}"#);
+        let key = r#"{"project_id":"from-key","client_email":"a@b","private_key":"k"}"#;
+        let key = ("FIREBASE_SERVICE_ACCOUNT_JSON", key);
         let project = ("GOOGLE_CLOUD_PROJECT", "named");
         let emulator = ("FIRESTORE_EMULATOR_HOST", "127.0.0.1:9");
         assert_eq!(options(&[key]).unwrap().project, "from-key");
@@ -177,6 +188,12 @@ mod tests {
         );
         assert_eq!(options(&[emulator]), Err(OptionsError::Project));
         assert_eq!(options(&[("FIREBASE_SERVICE_ACCOUNT_JSON", "x")]), Err(OptionsError::Key));
+        let lacking = r#"{"project_id":"from-key","client_email":"a@b"}"#;
+        let field = "private_key";
+        assert_eq!(
+            options(&[("FIREBASE_SERVICE_ACCOUNT_JSON", lacking)]),
+            Err(OptionsError::KeyField { field })
+        );
     }
 
     #[test]

@@ -65,7 +65,12 @@ type Outcome = Result<ExitCode, Refusal>;
 
 /// The command line and its help.
 pub fn command() -> Command {
-    let account = || Arg::new("account").required(true).help("The account's id");
+    let account = || {
+        Arg::new("account")
+            .value_name("ACCOUNT")
+            .required(true)
+            .help("Its id, from `accounts list`")
+    };
     Command::new("wa-backfill")
         .version(env!("CARGO_PKG_VERSION"))
         .about("Keeps a WhatsApp inbox complete by itself. An unofficial client: accounts can be banned.")
@@ -87,7 +92,14 @@ pub fn command() -> Command {
             with_settings(
                 Command::new("backup").about("Copy the SQLite database, while instances run or not"),
             )
-            .arg(Arg::new("file").required(true).help("The file to make; it must not exist")),
+            // Otherwise variables of the environment would be shown as if they had to be given.
+            .override_usage("wa-backfill backup [OPTIONS] <FILE>")
+            .arg(
+                Arg::new("file")
+                    .value_name("FILE")
+                    .required(true)
+                    .help("The file to make; it must not exist"),
+            ),
         )
         .subcommand(
             Command::new("accounts")
@@ -97,8 +109,8 @@ pub fn command() -> Command {
                 .subcommand(with_server(
                     Command::new("add")
                         .about("Add an account and begin to pair it")
-                        .arg(Arg::new("name").required(true).help("What people call it"))
-                        .arg(Arg::new("phone").long("phone").help("Its phone number")),
+                        .arg(Arg::new("name").value_name("NAME").required(true).help("What people call it"))
+                        .arg(Arg::new("phone").long("phone").value_name("NUMBER").help("Its phone number")),
                 ))
                 .subcommand(with_server(
                     Command::new("remove").about("Log an account out and mark it deleted").arg(account()),
@@ -134,7 +146,7 @@ fn with_server(command: Command) -> Command {
         .arg(
             Arg::new("url")
                 .long("url")
-                .env("WA_BACKFILL_URL")
+                .env(URL)
                 .help("The running instance (default: http://127.0.0.1 and PORT)"),
         )
         .arg(
@@ -153,8 +165,19 @@ fn env_file() -> Arg {
         .help("File with NAME=value lines (default: .env, if there is one)")
 }
 
+/// What the command line, the environment and the file say.
+struct Found {
+    given: Given,
+    /// What the file has besides settings
+    warnings: Vec<String>,
+}
+
 /// Settings: from the command line, else from the environment, else from the file.
 fn given(args: &ArgMatches) -> Result<Given, Refusal> {
+    found(args).map(|found| found.given)
+}
+
+fn found(args: &ArgMatches) -> Result<Found, Refusal> {
     let named = args.get_one::<String>("env-file").map(PathBuf::from);
     if let Some(path) = named.as_deref().filter(|path| !path.exists()) {
         return Err(Refusal::of_setup(format!("{}: there is no such file", path.display())));
@@ -162,9 +185,14 @@ fn given(args: &ArgMatches) -> Result<Given, Refusal> {
     let path = named.unwrap_or_else(|| Path::new(".env").to_owned());
     let file = dotenv::read(&path).map_err(Refusal::of_setup)?;
     let known = |name: &str| args.try_get_one::<String>(name).ok().flatten().cloned();
-    Ok(Given::from_lookup(|name| {
+    let given = Given::from_lookup(|name| {
         known(name).or_else(|| std::env::var(name).ok()).or_else(|| file.get(name).cloned())
-    }))
+    });
+    let setting = |name: &str| SETTINGS.iter().any(|setting| setting.name == name);
+    let others = file.keys().filter(|name| !setting(name) && *name != URL);
+    let warnings =
+        others.map(|name| format!("{}: {name} is not a setting, and does nothing", path.display()));
+    Ok(Found { given, warnings: warnings.collect() })
 }
 
 fn check_config(args: &ArgMatches) -> Outcome {
@@ -172,21 +200,24 @@ fn check_config(args: &ArgMatches) -> Outcome {
         print!("{}", example());
         return Ok(ExitCode::SUCCESS);
     }
-    let given = given(args)?;
+    let Found { given, mut warnings } = found(args)?;
     print!("{}", effective(&given));
-    let config = Config::new(&given).map_err(|errors| Refusal::of_setup(errors.to_string()))?;
     println!();
-    for warning in config.warnings() {
+    let config = Config::new(&given);
+    warnings.extend(config.iter().flat_map(Config::warnings).map(str::to_owned));
+    for warning in warnings {
         println!("warning: {warning}");
     }
+    let config = config.map_err(|errors| Refusal::of_setup(errors.to_string()))?;
     println!("The configuration can be used by instance {}.", config.policy.instance);
     Ok(ExitCode::SUCCESS)
 }
 
 fn serve(args: &ArgMatches, connector: impl Connector) -> Outcome {
-    let given = given(args)?;
+    let Found { given, mut warnings } = found(args)?;
     let config = Config::new(&given).map_err(|errors| Refusal::of_setup(errors.to_string()))?;
     logs::begin(&config.logs);
+    warnings.extend(config.warnings().into_iter().map(str::to_owned));
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -195,7 +226,7 @@ fn serve(args: &ArgMatches, connector: impl Connector) -> Outcome {
         let failed = |error: std::io::Error| Refusal::new(error.to_string());
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-        for warning in config.warnings() {
+        for warning in warnings {
             warn!("[config] {warning}");
         }
         info!(instance = %config.policy.instance, "[config] starting");
@@ -227,6 +258,8 @@ fn preset(name: &str) -> &'static str {
     }
 }
 
+/// Where the running instance is.
+const URL: &str = "WA_BACKFILL_URL";
 /// `EX_CONFIG`: what supervisors should not start again.
 const SETUP: u8 = 78;
 /// Ended before everything was handed over.

@@ -289,12 +289,21 @@ fn store(
     if parsed.word("STORE") != "firestore" {
         return Some(StoreChoice::Sqlite(data_dir.join("wa-backfill.sqlite")));
     }
-    // Google's library looks into the environment only, not into our file of settings.
-    let file = given.get(CREDENTIALS_FILE).filter(|_| std::env::var_os(CREDENTIALS_FILE).is_none());
-    let key = file.and_then(|file| std::fs::read_to_string(file).ok());
-    if let (Some(file), None) = (file, &key) {
-        parsed.wrong(CREDENTIALS_FILE, file, "cannot be read");
+    let file = given.get(CREDENTIALS_FILE).filter(|_| given.get(EMULATOR).is_none());
+    let key = file.map(std::fs::read_to_string).transpose();
+    let problem = match &key {
+        Ok(Some(key)) if serde_json::from_str::<serde_json::Value>(key).is_err() => {
+            Some("is not a key as JSON".to_owned())
+        }
+        Ok(_) => None,
+        Err(error) => Some(format!("cannot be read: {error}")),
+    };
+    if let Some(problem) = problem {
+        parsed.wrong(CREDENTIALS_FILE, file.unwrap_or_default(), &problem);
+        return None;
     }
+    // Google's library looks into the environment only, not into our file of settings.
+    let key = key.ok().flatten().filter(|_| std::env::var_os(CREDENTIALS_FILE).is_none());
     let var = |name: &str| match (given.get(name), name) {
         (None, "FIREBASE_SERVICE_ACCOUNT_JSON") => key.clone(),
         (value, _) => value.map(str::to_owned),
@@ -309,6 +318,7 @@ fn store(
 }
 
 const CREDENTIALS_FILE: &str = "GOOGLE_APPLICATION_CREDENTIALS";
+const EMULATOR: &str = "FIRESTORE_EMULATOR_HOST";
 
 fn policy(parsed: &mut Parsed<'_>) -> Option<Policy> {
     let instance = parsed.text("INSTANCE_ID").unwrap_or_else(default_instance_id);
@@ -567,12 +577,16 @@ mod tests {
     #[test]
     fn a_credentials_file_named_in_a_file_of_settings_is_read() {
         let path = std::env::temp_dir().join(format!("wa-config-{}.json", std::process::id()));
-        std::fs::write(&path, r#"{"project_id":"from-file"}"#).unwrap();
+        let key = r#"{"project_id":"from-file","client_email":"a@b","private_key":"k"}"#;
+        std::fs::write(&path, key).unwrap();
         let pairs = [("STORE", "firestore"), (CREDENTIALS_FILE, path.to_str().unwrap())];
         let config = config(&pairs).unwrap_or_else(|e| panic!("{e:?}"));
         let StoreChoice::Firestore(options) = config.store else { panic!("another store") };
         assert_eq!(options.project, "from-file");
         assert!(matches!(options.credentials, store_firestore::Credentials::ServiceAccount(_)));
+        std::fs::write(&path, "{").unwrap();
+        let broken = problems(&pairs);
+        assert!(broken[0].contains("is not a key as JSON"), "{broken:?}");
         let missing = problems(&[("STORE", "firestore"), (CREDENTIALS_FILE, "/nowhere")]);
         assert!(missing[0].contains("cannot be read"), "{missing:?}");
     }

@@ -6,35 +6,40 @@ use std::path::Path;
 /// Reads a file; a missing one is empty.
 ///
 /// # Errors
-/// Says which line cannot be read, or why the file cannot.
+/// Says which lines cannot be read, or why the file cannot.
 pub(crate) fn read(path: &Path) -> Result<BTreeMap<String, String>, String> {
     match std::fs::read_to_string(path) {
-        Ok(text) => parse(&text)
-            .map_err(|line| format!("{}: line {line} is not NAME=value", path.display())),
+        Ok(text) => parse(&text).map_err(|lines| {
+            let lines = lines.iter().map(|(n, why)| format!("\n  - line {n} {why}"));
+            format!("{} cannot be read:{}", path.display(), lines.collect::<String>())
+        }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(BTreeMap::new()),
         Err(error) => Err(format!("{}: {error}", path.display())),
     }
 }
 
 /// Comments, blank lines, `export` and quotes are understood; nothing is expanded. Fails with the
-/// number of the line that cannot be read.
-fn parse(text: &str) -> Result<BTreeMap<String, String>, usize> {
+/// numbers of the lines that cannot be read, and why.
+fn parse(text: &str) -> Result<BTreeMap<String, String>, Vec<(usize, &'static str)>> {
     let mut values = BTreeMap::new();
-    for (number, line) in text.lines().enumerate() {
+    let mut bad = Vec::new();
+    for (number, line) in (1..).zip(text.lines()) {
         let line = line.trim();
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
         let line = line.strip_prefix("export ").unwrap_or(line);
-        let (name, value) = line.split_once('=').ok_or(number + 1)?;
-        let name = name.trim();
         let plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
-        if name.is_empty() || !name.chars().all(plain) {
-            return Err(number + 1);
+        let parts = line.split_once('=').map(|(name, value)| (name.trim(), value.trim()));
+        match parts.filter(|(name, _)| !name.is_empty() && name.chars().all(plain)) {
+            None => bad.push((number, "is not NAME=value")),
+            Some((name, value)) => match unquoted(value) {
+                Some(value) => drop(values.insert(name.to_owned(), value)),
+                None => bad.push((number, "has a quote that does not end")),
+            },
         }
-        values.insert(name.to_owned(), unquoted(value.trim()).ok_or(number + 1)?);
     }
-    Ok(values)
+    if bad.is_empty() { Ok(values) } else { Err(bad) }
 }
 
 fn unquoted(value: &str) -> Option<String> {
@@ -72,9 +77,10 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_line_is_named() {
-        assert_eq!(parse("A=1\nnonsense"), Err(2));
-        assert_eq!(parse("A B=1"), Err(1));
-        assert_eq!(parse("A='x"), Err(1));
+    fn bad_lines_are_named_all_at_once() {
+        let plain = "is not NAME=value";
+        let text = "A=1\nnonsense\nA B=1\nB=2\nC='x\n";
+        let bad = [(2, plain), (3, plain), (5, "has a quote that does not end")];
+        assert_eq!(parse(text), Err(bad.to_vec()));
     }
 }

@@ -6,7 +6,7 @@ mod whole;
 
 use serde_json::{Value, json};
 
-use process::{Server, command, temporary};
+use process::{RefusingFirestore, Server, command, temporary};
 
 #[test]
 fn check_config_shows_everything_and_hides_secrets() {
@@ -192,7 +192,7 @@ fn the_second_instance_stands_by_and_takes_over_at_once() {
     assert_eq!(ready["reason"], "lock_held_by_other_instance");
     let (code, text) = second.cli(&["accounts", "add", "Shop"]);
     assert_eq!(code, Some(1));
-    assert!(text.contains("instance_passive") && text.contains("holderInstanceId: one"), "{text}");
+    assert!(text.contains("instance_passive") && text.contains("Ask instance one."), "{text}");
     let (code, text) = second.cli(&["doctor"]);
     assert_eq!(code, Some(0), "{text}");
     assert!(text.contains("PASSIVE (lock_held_by_other_instance)"), "{text}");
@@ -253,6 +253,111 @@ fn a_store_that_is_not_there_makes_it_passive_not_dead() {
     assert_eq!(code, Some(2), "{text}");
     assert!(text.contains("NOT CONNECTED"), "{text}");
     assert_eq!(server.terminate(), Some(0));
+}
+
+#[test]
+fn a_store_that_refuses_the_key_makes_it_passive_and_is_mentioned_once() {
+    let refusing = RefusingFirestore::start();
+    let dir = temporary();
+    let host = refusing.address.to_string();
+    let settings = [
+        ("STORE", "firestore"),
+        ("FIRESTORE_EMULATOR_HOST", &*host),
+        ("GOOGLE_CLOUD_PROJECT", "p"),
+    ];
+    let mut server = Server::start(&dir, &settings);
+    server.until("it says why", |ready| ready["reason"] == "store_denies_access");
+    let (code, text) = server.cli(&["doctor"]);
+    assert!(code == Some(2) && text.contains("PASSIVE (store_denies_access)"), "{text}");
+    // It goes on trying, and does not go on complaining.
+    let tries = |server: &Server| {
+        let metrics = server.metrics();
+        let failed = "wa_store_failures_total{reason=\"denied\"} ";
+        let failed = metrics.lines().find_map(|line| line.strip_prefix(failed));
+        failed.unwrap().parse::<u32>().unwrap()
+    };
+    let first = tries(&server);
+    server.wait("it tries again", |server| (tries(server) > first + 2).then_some(()));
+    let log = server.log();
+    let complaints = log.lines().filter(|line| line.contains("the store denies access")).count();
+    assert_eq!(complaints, 1, "{log}");
+    assert_eq!(server.terminate(), Some(0));
+}
+
+#[test]
+fn what_google_cannot_take_for_a_key_is_refused() {
+    let dir = temporary();
+    let file = dir.join("key.json");
+    std::fs::write(&file, "{ no key").unwrap();
+    let file = file.to_str().unwrap();
+    let nowhere = dir.join("nowhere");
+    for (name, value, complaint) in [
+        ("FIREBASE_SERVICE_ACCOUNT_JSON", "{ no key", "is not JSON"),
+        ("FIREBASE_SERVICE_ACCOUNT_JSON", r#"{"project_id":"p"}"#, "has no `client_email`"),
+        ("GOOGLE_APPLICATION_CREDENTIALS", file, "is not a key as JSON"),
+        ("GOOGLE_APPLICATION_CREDENTIALS", nowhere.to_str().unwrap(), "cannot be read"),
+    ] {
+        let serve = command(&["serve", "--port", "0"])
+            .env("DATA_DIR", &dir)
+            .env("STORE", "firestore")
+            .env("GOOGLE_CLOUD_PROJECT", "p")
+            .env(name, value)
+            .output()
+            .unwrap();
+        let text = String::from_utf8(serve.stderr).unwrap();
+        assert_eq!(serve.status.code(), Some(78), "{text}");
+        assert!(text.contains(complaint) && !text.contains("{ no key"), "{text}");
+    }
+}
+
+#[test]
+fn all_lines_of_a_file_that_cannot_be_read_are_named_and_unknown_settings_are_noticed() {
+    let file = temporary().join("settings");
+    std::fs::write(&file, "PORT\nLOG_LEVEL=warn\nMAX_ACCOUNTS='7\n").unwrap();
+    let path = file.to_str().unwrap();
+    let check = command(&["check-config", "--env-file", path]).output().unwrap();
+    let text = String::from_utf8(check.stderr).unwrap();
+    assert_eq!(check.status.code(), Some(78));
+    assert!(text.contains("line 1 is not NAME=value") && text.contains("line 3 has"), "{text}");
+
+    std::fs::write(&file, "RECENT_SYNC_INTERVALL_MS=60000\n").unwrap();
+    let check = command(&["check-config", "--env-file", path]).output().unwrap();
+    let text = String::from_utf8(check.stdout).unwrap();
+    assert_eq!(check.status.code(), Some(0));
+    assert!(text.contains("RECENT_SYNC_INTERVALL_MS is not a setting"), "{text}");
+}
+
+#[test]
+fn what_cannot_be_asked_is_said_in_words() {
+    let dir = temporary();
+    let mut server = Server::start(&dir, &[]);
+    server.until_ready(true);
+    for (args, complaint) in [
+        (&["status", "--url", "nonsense"][..], "nonsense is not a URL"),
+        (&["status", "--url", "http://127.0.0.1:1"], "Connection refused"),
+        (&["status", "--token", "a-wrong-token-for-it"], "The token is wrong. (401 unauthorized)"),
+        (&["backfill", "a/b"], "a/b is not an account's id"),
+        (&["backfill", "account_prod_none"], "no such account. (404 account_not_found)"),
+        (&["accounts", "add", " "], "`name` has to have 1 to 100 characters. (400 bad_request)"),
+        (&["accounts", "add", "A", "--phone", "12"], "`phone` has to have 7 to 15 digits."),
+    ] {
+        let (code, text) = server.cli(args);
+        assert!(code == Some(1) && text.contains(complaint), "{args:?}: {code:?} {text}");
+    }
+    assert_eq!(server.terminate(), Some(0));
+}
+
+#[test]
+fn sessions_that_have_no_place_are_refused() {
+    let dir = temporary();
+    let output = command(&["serve", "--port", "0"])
+        .env("DATA_DIR", &dir)
+        .env("SESSIONS_PATH", "/dev/null/sessions")
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(78), "{text}");
+    assert!(text.contains("/dev/null/sessions cannot be used"), "{text}");
 }
 
 #[test]

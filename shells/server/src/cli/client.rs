@@ -24,8 +24,12 @@ impl Client {
         let port = given.get("PORT").unwrap_or(preset("PORT"));
         let base = args.get_one::<String>("url").cloned();
         let base = base.unwrap_or_else(|| format!("http://127.0.0.1:{port}"));
+        if reqwest::Url::parse(&base).ok().filter(reqwest::Url::has_host).is_none() {
+            return Err(Refusal::new(format!("{base} is not a URL like http://127.0.0.1:8080")));
+        }
         let token = args
             .get_one::<String>("token")
+            .filter(|token| !token.is_empty())
             .cloned()
             .or(given.get("ADMIN_TOKEN").map(str::to_owned));
         let token = match token {
@@ -72,22 +76,37 @@ impl Client {
             Ok::<_, reqwest::Error>((response.status(), response.bytes().await?))
         });
         let (status, body) = answered.map_err(|error| {
-            let why = if error.is_connect() { "nobody listens there" } else { "no answer" };
-            Refusal::new(format!("{}: {why}", self.base))
+            Refusal::new(format!("{} does not answer: {}", self.base, innermost(&error)))
         })?;
         let body: Value = serde_json::from_slice(&body).unwrap_or(Value::Null);
         if status.is_success() {
             return Ok(body);
         }
-        let word = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
-        let mut message = format!("{} {}: {}", status.as_u16(), word("error"), word("message"));
-        for name in ["currentStatus", "ownerInstanceId", "holderInstanceId"] {
-            if let Some(value) = body[name].as_str() {
-                message.push_str(&format!(" ({name}: {value})"));
-            }
-        }
-        Err(Refusal::new(message))
+        Err(Refusal::new(refusal(status.as_u16(), &body)))
     }
+}
+
+/// What an answer that is no success says, as people read it.
+fn refusal(status: u16, body: &Value) -> String {
+    let Some(message) = body["message"].as_str() else {
+        return format!("an answer that is not wa-backfill's ({status})");
+    };
+    let mut text = message.to_owned();
+    for (name, about) in [
+        ("currentStatus", "Its status is"),
+        ("ownerInstanceId", "Ask instance"),
+        ("holderInstanceId", "Ask instance"),
+    ] {
+        if let Some(value) = body[name].as_str() {
+            text.push_str(&format!(" {about} {value}."));
+        }
+    }
+    format!("{text} ({status} {})", shown(&body["error"]))
+}
+
+/// The cause that nothing else caused.
+fn innermost(error: &dyn std::error::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), innermost)
 }
 
 pub(super) fn accounts(args: &ArgMatches) -> Outcome {
@@ -167,7 +186,8 @@ fn id(args: &ArgMatches) -> Result<String, Refusal> {
     if !id.is_empty() && id.chars().all(plain) {
         Ok(id)
     } else {
-        Err(Refusal::new("that is not an account's id"))
+        let which = "`wa-backfill accounts list` shows which there are";
+        Err(Refusal::new(format!("{id} is not an account's id; {which}")))
     }
 }
 

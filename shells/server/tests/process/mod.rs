@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use tokio::net::TcpListener;
 
 /// Everything here ends within this time, or is stuck.
 const PATIENCE_MS: u64 = 60_000;
@@ -29,6 +30,38 @@ pub(crate) fn temporary() -> PathBuf {
     let _ = std::fs::remove_dir_all(&dir);
     std::fs::create_dir_all(&dir).unwrap();
     dir
+}
+
+/// Speaks the protocol of Firestore, and lets nobody in.
+pub(crate) struct RefusingFirestore {
+    pub(crate) address: SocketAddr,
+    _runtime: tokio::runtime::Runtime,
+}
+
+impl RefusingFirestore {
+    pub(crate) fn start() -> Self {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
+        let address = listener.local_addr().unwrap();
+        runtime.spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let mut connection = h2::server::handshake(stream).await.unwrap();
+                    while let Some(Ok((_, mut respond))) = connection.accept().await {
+                        let refusal = http::Response::builder()
+                            .header("content-type", "application/grpc")
+                            .header("grpc-status", "16")
+                            .header("grpc-message", "invalid authentication credentials")
+                            .body(())
+                            .unwrap();
+                        // Whoever has gone does not hear it.
+                        let _ = respond.send_response(refusal, true);
+                    }
+                });
+            }
+        });
+        Self { address, _runtime: runtime }
+    }
 }
 
 pub(crate) struct Server {
@@ -78,6 +111,15 @@ impl Server {
         self.runtime.block_on(async {
             let response = self.client.get(format!("{}{path}", self.address)).send().await.unwrap();
             response.json().await.unwrap()
+        })
+    }
+
+    /// What Prometheus gets.
+    pub(crate) fn metrics(&self) -> String {
+        let token = std::fs::read_to_string(self.data.join("admin-token")).unwrap();
+        self.runtime.block_on(async {
+            let request = self.client.get(format!("{}/metrics", self.address));
+            request.bearer_auth(token.trim()).send().await.unwrap().text().await.unwrap()
         })
     }
 

@@ -90,6 +90,48 @@ async fn an_account_is_paired_filled_kept_live_and_can_send() {
     server.running.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_that_another_key_seals_are_kept_until_the_key_is_back() {
+    let double = Double::new();
+    let account = double.account("15550000001", "100000000000001");
+    let listener = double.listen().await.unwrap();
+    let (dir, url) = (temporary(), listener.url());
+    let key = |id: &str, byte: &str| format!("{id}:{}=", byte.repeat(43));
+    let start = async |key: String| {
+        let shared = [("SESSION_STORE", "shared"), ("SESSION_ENCRYPTION_KEY", &*key)];
+        Whole::start_with(&dir, &url, &shared).await
+    };
+    let connected = async |server: &Whole| {
+        let connected = async || (server.account().await["status"] == "connected").then_some(());
+        server.wait("it is connected", connected).await;
+    };
+    let server = start(key("k1", "A")).await;
+    let body = json!({ "name": "Shop", "phone": "15550000001" });
+    server.call(Method::POST, "/api/whatsapp/add-account", Some(body)).await;
+    let code = async || server.account().await["pairingCode"].as_str().map(str::to_owned);
+    account.enter_code(&server.wait("a pairing code is shown", code).await).unwrap();
+    connected(&server).await;
+    server.running.stop().await;
+
+    for wrong in [key("k2", "A"), key("k1", "E")] {
+        let server = start(wrong).await;
+        server
+            .wait("it is not connected", async || {
+                let overview = server.call(Method::GET, "/api/admin/overview", None).await;
+                (overview["accounts"][0]["verdict"]["state"] == "live_broken").then_some(())
+            })
+            .await;
+        let shown = server.account().await;
+        assert!(shown["qrCode"].is_null() && shown["pairingCode"].is_null(), "{shown}");
+        assert!(!account.is_connected());
+        server.running.stop().await;
+    }
+
+    let server = start(key("k1", "A")).await;
+    connected(&server).await;
+    server.running.stop().await;
+}
+
 /// A server in this process.
 struct Whole {
     running: Running,
@@ -98,6 +140,10 @@ struct Whole {
 
 impl Whole {
     async fn start(data: &Path, whatsapp: &str) -> Self {
+        Self::start_with(data, whatsapp, &[]).await
+    }
+
+    async fn start_with(data: &Path, whatsapp: &str, more: &[(&str, &str)]) -> Self {
         let data = data.to_str().unwrap();
         let settings = [
             ("DATA_DIR", data),
@@ -108,7 +154,11 @@ impl Whole {
             ("RATE_LIMIT_PER_IP", "0"),
         ];
         let given = Given::from_lookup(|name| {
-            settings.iter().find(|(n, _)| *n == name).map(|(_, value)| (*value).to_owned())
+            settings
+                .iter()
+                .chain(more)
+                .find(|(n, _)| *n == name)
+                .map(|(_, value)| (*value).to_owned())
         });
         let mut running = start(Config::new(&given).unwrap(), RealWhatsApp).await.unwrap();
         assert!(running.handle().await.is_some());
