@@ -18,17 +18,23 @@ use crate::time::StoreTime;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Record {
     pub(crate) status: SmolStr,
-    pub(crate) last_auto_at: Option<StoreTime>,
-    pub(crate) last_auto_success_at: Option<StoreTime>,
-    pub(crate) last_auto_attempt_at: Option<StoreTime>,
+    pub(crate) stamps: Stamps,
     /// The newest message that arrived by itself, by WhatsApp's clock, in seconds
     pub(crate) last_message: Option<i64>,
-    /// The status says that a run is under way
-    pub(crate) running: bool,
     /// How many history chunks were stored
     pub(crate) history_syncs: u64,
     auto_lease: MirrorLease,
     recent_lease: MirrorLease,
+}
+
+/// What says when an account is due for a backfill.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Stamps {
+    pub(crate) last_auto_at: Option<StoreTime>,
+    pub(crate) last_auto_success_at: Option<StoreTime>,
+    pub(crate) last_auto_attempt_at: Option<StoreTime>,
+    /// The status says that a run is under way
+    pub(crate) running: bool,
 }
 
 /// A run lease as the account document shows it to people and to other software.
@@ -52,11 +58,13 @@ impl Record {
         };
         Self {
             status: doc.str(STATUS.as_str()).unwrap_or_default().into(),
-            last_auto_at: doc.time(LAST_AUTO_BACKFILL_AT.as_str()),
-            last_auto_success_at: doc.time(LAST_AUTO_BACKFILL_SUCCESS_AT.as_str()),
-            last_auto_attempt_at: doc.time(LAST_AUTO_BACKFILL_ATTEMPT_AT.as_str()),
+            stamps: Stamps {
+                last_auto_at: doc.time(LAST_AUTO_BACKFILL_AT.as_str()),
+                last_auto_success_at: doc.time(LAST_AUTO_BACKFILL_SUCCESS_AT.as_str()),
+                last_auto_attempt_at: doc.time(LAST_AUTO_BACKFILL_ATTEMPT_AT.as_str()),
+                running: within("running").and_then(Value::as_bool) == Some(true),
+            },
             last_message: doc.time(LAST_REALTIME_MESSAGE_AT.as_str()).map(StoreTime::as_secs),
-            running: within("running").and_then(Value::as_bool) == Some(true),
             history_syncs: doc.count(HISTORY_SYNC_COUNT.as_str()).unwrap_or(0),
             auto_lease: lease(&AUTO_LEASE),
             recent_lease: lease(&RECENT_LEASE),

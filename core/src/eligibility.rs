@@ -2,71 +2,67 @@
 
 use std::time::Duration;
 
-use crate::account::Record;
+use crate::account::Stamps;
 use crate::bug::Bug;
 use crate::host::Host;
-use crate::id::AccountId;
 use crate::io::{RunKind, Skip, Trigger};
 use crate::time::StoreTime;
 
 /// Whether an attempt was made so recently that no automatic run may start.
-pub(crate) fn backs_off(host: &Host, record: &Record) -> bool {
-    within(host, record.last_auto_attempt_at, host.policy.auto_backfill.backoff)
+pub(crate) fn backs_off(host: &Host, stamps: &Stamps) -> bool {
+    within(host.store_now(), stamps.last_auto_attempt_at, host.policy.auto_backfill.backoff)
 }
 
 /// How long it takes until an automatic run may start again after the last attempt.
-pub(crate) fn backoff_left(host: &Host, record: &Record) -> Duration {
-    if !backs_off(host, record) {
+pub(crate) fn backoff_left(host: &Host, stamps: &Stamps) -> Duration {
+    if !backs_off(host, stamps) {
         return Duration::ZERO;
     }
-    let since = record.last_auto_attempt_at.map_or(Duration::ZERO, |at| host.store_now().since(at));
+    let since = stamps.last_auto_attempt_at.map_or(Duration::ZERO, |at| host.store_now().since(at));
     // A moment more: what the store's clock shows is an estimate.
     host.policy.auto_backfill.backoff.saturating_sub(since) + Duration::from_millis(100)
 }
 
-/// Why a run may not start now, if it may not. Manual runs skip cooldown and backoff, the run
+/// Why a run may not start now, by the store's clock, if it may not. Manual runs skip cooldown and backoff, the run
 /// after a connect skips the cooldown.
 pub(crate) fn refuses(
     host: &Host,
-    record: &Record,
+    now: StoreTime,
+    stamps: &Stamps,
     kind: RunKind,
     trigger: Trigger,
 ) -> Option<Skip> {
     if kind == RunKind::RecentSync || trigger == Trigger::Manual {
         return None;
     }
-    if host.bug(Bug::RunningTrusted) && record.running {
+    if host.bug(Bug::RunningTrusted) && stamps.running {
         return Some(Skip::Running);
     }
-    if backs_off(host, record) {
+    let auto = &host.policy.auto_backfill;
+    if within(now, stamps.last_auto_attempt_at, auto.backoff) {
         return Some(Skip::Backoff);
     }
     // Only a run that left nothing to do is stamped as a success: the others go on after the backoff.
-    let recent = within(host, record.last_auto_success_at, host.policy.auto_backfill.cooldown);
+    let recent = within(now, stamps.last_auto_success_at, auto.cooldown);
     if trigger == Trigger::Periodic && recent {
         return Some(Skip::Cooldown);
     }
     None
 }
 
-/// Sorts accounts by how long they have waited, then by id.
+/// Since when an account has waited; who has waited longest comes first.
 ///
 /// An attempt counts like a success: otherwise three accounts that fail fast win every tick.
-pub(crate) fn order<'a>(
-    host: &Host,
-    record: &Record,
-    id: &'a AccountId,
-) -> (StoreTime, &'a AccountId) {
-    let success = record.last_auto_at;
+pub(crate) fn waits_since(host: &Host, stamps: &Stamps) -> StoreTime {
+    let success = stamps.last_auto_at;
     let attempt =
-        if host.bug(Bug::OrderBySuccessAlone) { None } else { record.last_auto_attempt_at };
-    (success.max(attempt).unwrap_or_default(), id)
+        if host.bug(Bug::OrderBySuccessAlone) { None } else { stamps.last_auto_attempt_at };
+    success.max(attempt).unwrap_or_default()
 }
 
 /// Whether `at` was less than `span` ago. A stamp far ahead of the store's clock was not made by
 /// it, and must not block an account until it comes true.
-fn within(host: &Host, at: Option<StoreTime>, span: Duration) -> bool {
-    let now = host.store_now();
+fn within(now: StoreTime, at: Option<StoreTime>, span: Duration) -> bool {
     at.is_some_and(|at| at + span > now && at <= now + span.max(AHEAD))
 }
 
@@ -89,28 +85,28 @@ mod tests {
         host
     }
 
-    fn with(mut record: Record, change: impl FnOnce(&mut Record)) -> Record {
-        change(&mut record);
-        record
+    fn with(mut stamps: Stamps, change: impl FnOnce(&mut Stamps)) -> Stamps {
+        change(&mut stamps);
+        stamps
     }
 
     fn ago(secs: u64) -> Option<StoreTime> {
         Some(NOW - Duration::from_secs(secs))
     }
 
-    fn periodic(record: &Record) -> Option<Skip> {
-        refuses(&host(), record, RunKind::AutoBackfill, Trigger::Periodic)
+    fn periodic(stamps: &Stamps) -> Option<Skip> {
+        refuses(&host(), NOW, stamps, RunKind::AutoBackfill, Trigger::Periodic)
     }
 
     #[test]
     fn a_new_account_is_due() {
-        assert_eq!(periodic(&Record::default()), None);
+        assert_eq!(periodic(&Stamps::default()), None);
     }
 
     #[test]
     fn an_attempt_blocks_for_the_backoff_and_not_longer() {
         let tried = |secs| {
-            with(Record::default(), |r| {
+            with(Stamps::default(), |r| {
                 r.last_auto_attempt_at = ago(secs);
             })
         };
@@ -121,14 +117,14 @@ mod tests {
     #[test]
     fn a_complete_run_blocks_for_the_cooldown_an_incomplete_one_does_not() {
         let complete = |secs| {
-            with(Record::default(), |r| {
+            with(Stamps::default(), |r| {
                 r.last_auto_success_at = ago(secs);
                 r.last_auto_attempt_at = ago(secs);
             })
         };
         assert_eq!(periodic(&complete(21_599)), Some(Skip::Cooldown));
         assert_eq!(periodic(&complete(21_600)), None);
-        let incomplete = with(Record::default(), |r| {
+        let incomplete = with(Stamps::default(), |r| {
             r.last_auto_at = ago(700);
             r.last_auto_attempt_at = ago(700);
         });
@@ -137,25 +133,26 @@ mod tests {
 
     #[test]
     fn connecting_skips_the_cooldown_and_asking_skips_both() {
-        let done = with(Record::default(), |r| {
+        let done = with(Stamps::default(), |r| {
             r.last_auto_success_at = ago(700);
             r.last_auto_attempt_at = ago(700);
         });
-        let refused =
-            |record: &Record, trigger| refuses(&host(), record, RunKind::AutoBackfill, trigger);
+        let refused = |stamps: &Stamps, trigger| {
+            refuses(&host(), NOW, stamps, RunKind::AutoBackfill, trigger)
+        };
         assert_eq!(refused(&done, Trigger::Connect), None);
         let tried = with(done, |r| {
             r.last_auto_attempt_at = ago(5);
         });
         assert_eq!(refused(&tried, Trigger::Connect), Some(Skip::Backoff));
         assert_eq!(refused(&tried, Trigger::Manual), None);
-        assert_eq!(refuses(&host(), &tried, RunKind::RecentSync, Trigger::Periodic), None);
+        assert_eq!(refuses(&host(), NOW, &tried, RunKind::RecentSync, Trigger::Periodic), None);
     }
 
     #[test]
     fn what_says_running_without_a_lease_is_due() {
         assert_eq!(
-            periodic(&with(Record::default(), |r| {
+            periodic(&with(Stamps::default(), |r| {
                 r.running = true;
             })),
             None
@@ -165,30 +162,25 @@ mod tests {
     #[test]
     fn stamps_from_the_far_future_block_nobody() {
         let ahead = Some(NOW + Duration::from_secs(400 * 24 * 3_600));
-        let record = with(Record::default(), |r| {
+        let stamps = with(Stamps::default(), |r| {
             r.last_auto_attempt_at = ahead;
             r.last_auto_success_at = ahead;
         });
-        assert_eq!(periodic(&record), None);
+        assert_eq!(periodic(&stamps), None);
     }
 
     #[test]
     fn who_has_waited_longest_comes_first_and_failures_count() {
         let host = host();
-        let ids = ["a", "b", "c"].map(|id| AccountId::parse(id).unwrap());
-        let fails = with(Record::default(), |r| {
+        let fails = with(Stamps::default(), |r| {
             r.last_auto_attempt_at = ago(700);
         });
-        let waits = with(Record::default(), |r| {
+        let waits = with(Stamps::default(), |r| {
             r.last_auto_at = ago(900);
             r.last_auto_attempt_at = ago(900);
         });
-        let mut due = [
-            order(&host, &fails, &ids[0]),
-            order(&host, &waits, &ids[2]),
-            order(&host, &waits, &ids[1]),
-        ];
-        due.sort_unstable();
-        assert_eq!(due.map(|(_, id)| id.as_str()), ["b", "c", "a"]);
+        let since = [Stamps::default(), waits, fails].map(|stamps| waits_since(&host, &stamps));
+        assert!(since.is_sorted(), "{since:?}");
+        assert_eq!(Some(since[2]), ago(700));
     }
 }

@@ -33,10 +33,10 @@ pub(crate) struct Host {
     pub(crate) foreign_at: Option<StoreTime>,
     /// Slots taken by working runs, per kind
     pub(crate) working: BTreeMap<RunKind, u32>,
-    /// Runs that wait for a slot, in order
-    pub(crate) waiting: VecDeque<(RunKind, AccountId)>,
-    /// When the next connection may be opened
-    pub(crate) next_connect: Mono,
+    /// Accounts whose runs wait for a slot, in order
+    waiting: BTreeMap<RunKind, VecDeque<AccountId>>,
+    /// The first turn to connect that nobody has
+    next_connect: Mono,
     /// Connections that were told to close, until they are closed, and how often they were told
     closing: BTreeMap<(AccountId, RequestId), u32>,
     pub(crate) out: VecDeque<Output>,
@@ -113,6 +113,8 @@ pub(crate) enum AccountTimer {
     Connect,
     /// The run that follows a connect
     ConnectRun,
+    /// It is to be shown that the gap filler has nothing to do
+    Idle,
     LedgerRetry,
     Load,
     /// The open holes are to be looked up
@@ -133,6 +135,7 @@ impl Timer {
             Self::Account(_, AccountTimer::Again) => "account write again",
             Self::Account(_, AccountTimer::Connect) => "connect",
             Self::Account(_, AccountTimer::ConnectRun) => "run after connect",
+            Self::Account(_, AccountTimer::Idle) => "idle stamp",
             Self::Account(_, AccountTimer::LedgerRetry) => "account write retry",
             Self::Account(_, AccountTimer::Load) => "account load",
             Self::Account(_, AccountTimer::LoadOpen) => "open holes",
@@ -177,7 +180,7 @@ impl Host {
             shown_until: None,
             foreign_at: None,
             working: BTreeMap::new(),
-            waiting: VecDeque::new(),
+            waiting: BTreeMap::new(),
             next_connect: now,
             closing: BTreeMap::new(),
             out: VecDeque::new(),
@@ -405,6 +408,38 @@ impl Host {
         self.working.get(&kind).copied().unwrap_or(0) < most
     }
 
+    /// A run waits until others of its kind let it work.
+    pub(crate) fn stand_in_line(&mut self, kind: RunKind, account: &AccountId) {
+        self.waiting.entry(kind).or_default().push_back(account.clone());
+    }
+
+    /// Takes out the first run in line that may work now.
+    pub(crate) fn next_in_line(&mut self) -> Option<(RunKind, AccountId)> {
+        for kind in [RunKind::AutoBackfill, RunKind::RecentSync] {
+            if self.has_slot(kind)
+                && let Some(line) = self.waiting.get_mut(&kind)
+                && let Some(account) = line.pop_front()
+            {
+                return Some((kind, account));
+            }
+        }
+        None
+    }
+
+    /// When an account may connect: every turn is given once.
+    pub(crate) fn turn_to_connect(&mut self) -> Mono {
+        let turn = self.next_connect.max(self.now);
+        self.next_connect = turn + self.policy.connect_stagger;
+        turn
+    }
+
+    /// Nothing works, waits for a slot or has a turn any more.
+    pub(crate) fn clear_lines(&mut self) {
+        self.working.clear();
+        self.waiting.clear();
+        self.next_connect = self.now;
+    }
+
     fn store(&mut self, route: Route, lane: Lane, call: StoreCall, not_after: Mono) -> RequestId {
         let (patience, timeout) = match call {
             StoreCall::Commit(_) => (Patience::Write, self.policy.write_timeout),
@@ -468,3 +503,40 @@ impl StoreClock {
 const CLOSES_BEFORE_INCIDENT: u32 = 5;
 const GATEWAY_TIMEOUT: Duration = Duration::from_secs(30);
 const LONGEST_CLOSE_WAIT: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::InstanceId;
+    use crate::policy::Settings;
+
+    fn host() -> Host {
+        let settings = Settings::exclusive(InstanceId::parse("i").unwrap());
+        Host::new(Policy::new(settings).unwrap(), [7; 32], Mono::from_millis(1_000))
+    }
+
+    #[test]
+    fn turns_to_connect_are_a_stagger_apart_and_none_is_in_the_past() {
+        let mut host = host();
+        let stagger = host.policy.connect_stagger;
+        let turns = [(); 3].map(|()| host.turn_to_connect());
+        assert_eq!(turns, [host.now, host.now + stagger, host.now + stagger * 2]);
+        host.now = host.now + stagger * 9;
+        assert_eq!(host.turn_to_connect(), host.now);
+    }
+
+    #[test]
+    fn runs_stand_in_line_with_their_own_kind() {
+        let mut host = host();
+        let ids = ["a", "b", "c"].map(|id| AccountId::parse(id).unwrap());
+        let full = host.policy.auto_backfill.max_concurrency;
+        host.working.insert(RunKind::AutoBackfill, full);
+        host.stand_in_line(RunKind::AutoBackfill, &ids[0]);
+        host.stand_in_line(RunKind::RecentSync, &ids[1]);
+        host.stand_in_line(RunKind::AutoBackfill, &ids[2]);
+        assert_eq!(host.next_in_line(), Some((RunKind::RecentSync, ids[1].clone())));
+        assert_eq!(host.next_in_line(), None);
+        host.working.insert(RunKind::AutoBackfill, full - 1);
+        assert_eq!(host.next_in_line(), Some((RunKind::AutoBackfill, ids[0].clone())));
+    }
+}

@@ -16,6 +16,7 @@ use accounts::{Account, Scan};
 use activity::Look;
 pub use insight::{AccountInsight, LockInsight};
 use outgoing::OutboxPoll;
+use ticks::Glance;
 
 use crate::bug::Bug;
 use crate::doc::Version;
@@ -70,8 +71,9 @@ pub struct Instance {
     accounts: BTreeMap<AccountId, Account>,
     /// Accounts whose credentials lie on this host
     credentials: BTreeSet<AccountId>,
-    /// Tenures that are connected, so that a tick need not look at all others
-    connected: BTreeSet<AccountId>,
+    /// What ticks have to know of each connected account. It lies apart from the tenures: a tick
+    /// over thousands of accounts reads little memory
+    connected: BTreeMap<AccountId, Glance>,
     /// Boots that were looked up and found dead, and whether they ended on purpose
     dead: BTreeMap<SmolStr, bool>,
     /// Boots that were looked up and found alive; the roster will show them
@@ -129,7 +131,7 @@ impl Instance {
             held_lock: None,
             accounts: BTreeMap::new(),
             credentials: BTreeSet::new(),
-            connected: BTreeSet::new(),
+            connected: BTreeMap::new(),
             dead: BTreeMap::new(),
             living: BTreeSet::new(),
             look: Look::default(),
@@ -277,7 +279,7 @@ impl Instance {
         let works = |account: &Account| {
             account.tenure.as_ref().is_some_and(|t| t.runs.get(&kind).is_some_and(|run| run.works))
         };
-        u32::try_from(self.connected.iter().filter(|id| works(&self.accounts[*id])).count())
+        u32::try_from(self.accounts.values().filter(|account| works(account)).count())
             .unwrap_or(u32::MAX)
     }
 

@@ -30,8 +30,11 @@ pub(crate) enum LinkState {
     Off,
     /// Logged in
     Open(RequestId),
-    /// Waits for its time to connect
-    Waiting,
+    /// Waits for its time to connect, and then for its turn
+    Waiting {
+        /// When that is
+        turn: Option<Mono>,
+    },
 }
 
 impl Link {
@@ -49,7 +52,7 @@ impl Link {
     pub(crate) fn connection(&self) -> Option<RequestId> {
         match self.state {
             LinkState::Closing(id) | LinkState::Connecting(id) | LinkState::Open(id) => Some(id),
-            LinkState::Marking | LinkState::Off | LinkState::Waiting => None,
+            LinkState::Marking | LinkState::Off | LinkState::Waiting { .. } => None,
         }
     }
 
@@ -81,7 +84,7 @@ impl Link {
         if self.opened_at.take().is_none() && self.cut_off_since.is_none() {
             self.cut_off_since = Some(host.now);
         }
-        self.state = LinkState::Waiting;
+        self.state = LinkState::Waiting { turn: None };
 
         let mut contested = false;
         if reason == CloseReason::Replaced {

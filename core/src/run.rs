@@ -145,7 +145,7 @@ impl Tenure {
         if self.runs.contains_key(&kind) {
             return false;
         }
-        if trigger == Trigger::Connect && eligibility::backs_off(host, &self.record) {
+        if trigger == Trigger::Connect && eligibility::backs_off(host, &self.record.stamps) {
             let account = self.id.clone();
             host.event(Event::Skipped { account, kind, reason: Skip::Backoff });
             return false;
@@ -185,11 +185,12 @@ impl Tenure {
             || self.sync.latest_gap() > self.sync.surveyed
     }
 
-    /// Shows now and then that the gap filler looked, and found nothing to do.
+    /// Shows now and then that the gap filler has nothing to do. Each account does so in its own
+    /// time: a tick over thousands would have thousands of commits at once.
     pub(crate) fn stamp_idle_sync(&mut self, host: &mut Host) {
-        let due = self.idle_stamped.is_none_or(|at| host.now.since(at) >= host.policy.idle_stamp);
-        if due {
-            self.idle_stamped = Some(host.now);
+        host.in_ms(self.timer(AccountTimer::Idle), host.policy.idle_stamp);
+        let busy = self.runs.contains_key(&RunKind::RecentSync) || self.has_holes_to_close();
+        if self.is_connected() && !busy {
             self.ledger.set_account(account::LAST_RECENT_SYNC_AT, FieldOp::ServerTime);
             self.ledger.push(Purpose::Patch);
         }
@@ -423,7 +424,7 @@ impl Tenure {
             }
             if !run.works && !host.has_slot(kind) {
                 if !std::mem::replace(&mut run.in_line, true) {
-                    host.waiting.push_back((kind, self.id.clone()));
+                    host.stand_in_line(kind, &self.id);
                 }
                 continue;
             }
@@ -474,7 +475,7 @@ impl Tenure {
             run.step = Step::Checking;
             self.check(host, kind);
         } else if !std::mem::replace(&mut run.in_line, true) {
-            host.waiting.push_back((kind, self.id.clone()));
+            host.stand_in_line(kind, &self.id);
         }
     }
 
@@ -516,7 +517,7 @@ impl Tenure {
         let skip = if foreign {
             Some(Skip::HeldByOther)
         } else {
-            eligibility::refuses(host, &self.record, kind, run.trigger)
+            eligibility::refuses(host, host.store_now(), &self.record.stamps, kind, run.trigger)
         };
         if let Some(reason) = skip {
             host.event(Event::Skipped { account: self.id.clone(), kind, reason });
@@ -533,8 +534,8 @@ impl Tenure {
         lease.epoch += 1;
         let epoch = crate::id::Epoch(lease.epoch);
         if kind == RunKind::AutoBackfill {
-            self.record.last_auto_attempt_at = Some(commit_time);
-            self.record.running = true;
+            self.record.stamps.last_auto_attempt_at = Some(commit_time);
+            self.record.stamps.running = true;
         }
         let Some(run) = self.runs.get_mut(&kind) else { return };
         run.take_slot(host);
@@ -787,16 +788,16 @@ impl Tenure {
         }
         match kind {
             RunKind::AutoBackfill => {
-                self.record.running = false;
+                self.record.stamps.running = false;
                 if result.ok {
-                    self.record.last_auto_at = Some(commit_time);
+                    self.record.stamps.last_auto_at = Some(commit_time);
                 }
                 if result.is_complete() {
-                    self.record.last_auto_success_at = Some(commit_time);
+                    self.record.stamps.last_auto_success_at = Some(commit_time);
                 }
             }
             RunKind::RecentSync => {
-                self.idle_stamped = Some(host.now);
+                host.in_ms(self.timer(AccountTimer::Idle), host.policy.idle_stamp);
                 self.holes_left = result.remaining > 0 || !result.ok;
                 if all_known && surveyed > self.sync.surveyed {
                     self.sync.surveyed = surveyed;

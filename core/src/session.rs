@@ -172,10 +172,15 @@ impl Session {
 
     /// Whether a claim or release of `key` is queued or under way.
     pub(crate) fn is_busy_with(&self, key: &Key) -> bool {
-        self.op.iter().chain(&self.queue).any(|op| match op {
-            Op::Claim(claim) => claim.key == *key,
-            Op::Release { key: released, .. } => released == key,
-            _ => false,
+        self.busy_with().any(|busy| busy == key)
+    }
+
+    /// Everything of which a claim or release is queued or under way.
+    pub(crate) fn busy_with(&self) -> impl Iterator<Item = &Key> {
+        self.op.iter().chain(&self.queue).filter_map(|op| match op {
+            Op::Claim(claim) => Some(&claim.key),
+            Op::Release { key, .. } => Some(key),
+            _ => None,
         })
     }
 

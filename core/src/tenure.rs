@@ -50,8 +50,6 @@ pub(crate) struct Tenure {
     pub(crate) holes_left: bool,
     pub(crate) leases: BTreeMap<RunKind, RunLease>,
     pub(crate) account_version: Option<Version>,
-    /// What is seen on `lastRecentSyncAt`
-    pub(crate) idle_stamped: Option<Mono>,
     realtime: Realtime,
     again: BTreeSet<Purpose>,
     /// What an earlier tenure of this process could not make durable, until it is loaded
@@ -121,7 +119,6 @@ impl Tenure {
             holes_left: false,
             leases: BTreeMap::new(),
             account_version: None,
-            idle_stamped: None,
             realtime: Realtime::default(),
             again: BTreeSet::new(),
             unsaved: Gaps::default(),
@@ -190,6 +187,7 @@ impl Tenure {
             AccountTimer::Again,
             AccountTimer::Connect,
             AccountTimer::ConnectRun,
+            AccountTimer::Idle,
             AccountTimer::LedgerRetry,
             AccountTimer::Load,
             AccountTimer::LoadOpen,
@@ -247,6 +245,7 @@ impl Tenure {
                     }
                 }
             }
+            AccountTimer::Idle => self.stamp_idle_sync(host),
             AccountTimer::LedgerRetry => self.ledger.on_retry(host),
             AccountTimer::Load => self.load(host),
             AccountTimer::LoadOpen => self.load_open(host, None),
@@ -378,7 +377,7 @@ impl Tenure {
     /// Connects, unless the account is not to be connected.
     pub(crate) fn want_connection(&mut self, host: &mut Host) {
         if self.link.state == LinkState::Off && self.record.wants_connection() {
-            self.link.state = LinkState::Waiting;
+            self.link.state = LinkState::Waiting { turn: None };
             self.connect_when_possible(host);
         }
     }
@@ -471,6 +470,9 @@ impl Tenure {
         self.holes_left = true;
         self.load_open(host, None);
         self.recover(host);
+        if host.policy.recent_sync.enabled {
+            host.in_ms(self.timer(AccountTimer::Idle), host.policy.recent_sync.interval);
+        }
         self.want_connection(host);
     }
 
@@ -502,19 +504,25 @@ impl Tenure {
     }
 
     fn connect_when_possible(&mut self, host: &mut Host) {
-        if self.link.state != LinkState::Waiting || !self.is_ready() || !host.believing() {
+        let LinkState::Waiting { turn } = self.link.state else { return };
+        if !self.is_ready() || !host.believing() {
             return;
         }
         if host.is_closing(&self.id) {
             // When that one is closed, it goes on.
             return;
         }
-        let at = self.not_before.max(host.next_connect);
-        if at > host.now {
-            host.timers.set(self.timer(AccountTimer::Connect), at);
+        if self.not_before > host.now {
+            host.timers.set(self.timer(AccountTimer::Connect), self.not_before);
             return;
         }
-        host.next_connect = host.now + host.policy.connect_stagger;
+        // Each has a turn of its own, so that it is woken once, however many wait.
+        let turn = turn.unwrap_or_else(|| host.turn_to_connect());
+        if turn > host.now {
+            self.link.state = LinkState::Waiting { turn: Some(turn) };
+            host.timers.set(self.timer(AccountTimer::Connect), turn);
+            return;
+        }
         self.link.state = LinkState::Marking;
         if host.bug(Bug::MarkerMissing) {
             self.connect(host);
@@ -567,7 +575,8 @@ impl Tenure {
     /// cooldown.
     pub(crate) fn fill_soon(&mut self, host: &mut Host) {
         if host.policy.auto_backfill.enabled && self.is_connected() {
-            let wait = connect_jitter(host).max(eligibility::backoff_left(host, &self.record));
+            let wait =
+                connect_jitter(host).max(eligibility::backoff_left(host, &self.record.stamps));
             host.in_ms(self.timer(AccountTimer::ConnectRun), wait);
         }
     }
@@ -678,7 +687,7 @@ impl Tenure {
                 self.link.state = LinkState::Closing(id);
                 host.close(&self.id, id);
             }
-            LinkState::Marking | LinkState::Waiting => {
+            LinkState::Marking | LinkState::Waiting { .. } => {
                 self.ledger.withdraw(&Purpose::Connect);
                 self.link.state = LinkState::Off;
             }
@@ -794,7 +803,7 @@ impl Tenure {
             }
             Purpose::Connect => {
                 if self.link.state == LinkState::Marking {
-                    self.link.state = LinkState::Waiting;
+                    self.link.state = LinkState::Waiting { turn: None };
                     let wait = host.about(Duration::from_secs(2));
                     host.in_ms(self.timer(AccountTimer::Connect), wait);
                 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use smol_str::SmolStr;
 
 use super::Instance;
+use super::ticks::Glance;
 use crate::account::{Gaps, Record};
 use crate::bug::Bug;
 use crate::doc::{CollectionPath, Cursor, FieldPath, Precondition, Query, Value, Version, Write};
@@ -167,12 +168,11 @@ impl Instance {
         let mut look_again = false;
         let mut ops = Vec::new();
         let mut room = self.room();
+        let busy: BTreeSet<&Key> = self.session.busy_with().collect();
         for (id, account) in &mut self.accounts {
             let Some(seen) = &account.seen else { continue };
             let key = Key::Account(id.clone());
-            if account.tenure.is_some()
-                || account.record.status == "deleted"
-                || self.session.is_busy_with(&key)
+            if account.tenure.is_some() || account.record.status == "deleted" || busy.contains(&key)
             {
                 continue;
             }
@@ -294,15 +294,19 @@ impl Instance {
         let Some(account) = self.accounts.get_mut(id) else { return };
         let Some(tenure) = &mut account.tenure else { return };
         act(tenure, &mut self.host);
-        let (stage, connected) = (tenure.stage, tenure.is_connected());
-        if connected != self.connected.contains(id) {
-            if connected {
-                self.connected.insert(id.clone());
-                self.host.query(Route::OutboxClaimed(id.clone()), outbox::processing(id, None));
-                self.poll_outbox();
-            } else {
+        let stage = tenure.stage;
+        let glance = tenure.is_connected().then(|| Glance::at(tenure));
+        match (self.connected.get_mut(id), glance) {
+            (Some(known), Some(now)) => *known = now,
+            (Some(_), None) => {
                 self.connected.remove(id);
             }
+            (None, Some(now)) => {
+                self.connected.insert(id.clone(), now);
+                self.host.query(Route::OutboxClaimed(id.clone()), outbox::processing(id, None));
+                self.poll_outbox();
+            }
+            (None, None) => {}
         }
         match stage {
             Stage::Loading | Stage::Ready | Stage::Leaving => {}
@@ -364,7 +368,8 @@ impl Instance {
     }
 
     fn held(&self) -> usize {
-        let claiming = |id: &AccountId| self.session.is_busy_with(&Key::Account(id.clone()));
+        let busy: BTreeSet<&Key> = self.session.busy_with().collect();
+        let claiming = |id: &AccountId| busy.contains(&Key::Account(id.clone()));
         self.accounts.iter().filter(|(id, a)| a.tenure.is_some() || claiming(id)).count()
     }
 

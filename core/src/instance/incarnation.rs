@@ -170,8 +170,7 @@ impl Instance {
         self.host.shown_until = None;
         self.host.forget(|_| true);
         self.living.clear();
-        self.host.waiting.clear();
-        self.host.working.clear();
+        self.host.clear_lines();
         self.ticked.clear();
         self.look = Look::default();
         self.scan = Scan::default();

@@ -59,7 +59,7 @@ impl Instance {
     pub(super) fn on_processing(&mut self, account: AccountId, answer: Answer) {
         if let Answer::Found { docs, .. } = &answer
             && let after @ Some(_) = outbox::after_processing(docs)
-            && self.connected.contains(&account)
+            && self.connected.contains_key(&account)
         {
             let query = outbox::processing(&account, after);
             self.host.query(Route::OutboxClaimed(account), query);

@@ -4,11 +4,36 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::Instance;
+use crate::account::Stamps;
 use crate::bug::Bug;
 use crate::eligibility;
 use crate::host::Timer;
 use crate::id::AccountId;
 use crate::io::{Event, Mode, RunKind, Skip, Trigger};
+use crate::tenure::Tenure;
+
+/// What ticks have to know of a connected account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Glance {
+    stamps: Stamps,
+    /// A backfill is under way
+    backfills: bool,
+    /// A recent sync is under way
+    syncs: bool,
+    /// A recent sync has something to do
+    has_holes: bool,
+}
+
+impl Glance {
+    pub(super) fn at(tenure: &Tenure) -> Self {
+        Self {
+            stamps: tenure.record.stamps,
+            backfills: tenure.runs.contains_key(&RunKind::AutoBackfill),
+            syncs: tenure.runs.contains_key(&RunKind::RecentSync),
+            has_holes: tenure.has_holes_to_close(),
+        }
+    }
+}
 
 impl Instance {
     pub(super) fn tick(&mut self, kind: RunKind) {
@@ -49,30 +74,30 @@ impl Instance {
     fn backfill_tick(&mut self) {
         let kind = RunKind::AutoBackfill;
         let cap = self.host.policy.auto_backfill.max_accounts_per_tick as usize;
+        let now = self.host.store_now();
+        let cut_early = self.host.bug(Bug::CutBeforeFilter);
         let mut skipped = BTreeMap::new();
         let mut due = Vec::new();
-        for id in &self.connected {
-            let Some(tenure) = &self.accounts[id].tenure else { continue };
-            let cut_early = self.host.bug(Bug::CutBeforeFilter);
-            let skip = if tenure.runs.contains_key(&kind) {
+        for (id, glance) in &self.connected {
+            let skip = if glance.backfills {
                 Some(Skip::Running)
             } else if cut_early {
                 None
             } else {
-                eligibility::refuses(&self.host, &tenure.record, kind, Trigger::Periodic)
+                eligibility::refuses(&self.host, now, &glance.stamps, kind, Trigger::Periodic)
             };
             match skip {
                 Some(reason) => *skipped.entry(reason).or_insert(0) += 1,
-                None => due.push((eligibility::order(&self.host, &tenure.record, id), id)),
+                None => due.push((eligibility::waits_since(&self.host, &glance.stamps), id)),
             }
         }
+        // Those who have waited alike stay in the order of their ids.
+        due.sort_by_key(|(since, _)| *since);
         if due.len() > cap {
-            due.select_nth_unstable(cap);
             let over = u32::try_from(due.len() - cap).unwrap_or(u32::MAX);
             *skipped.entry(Skip::TickCap).or_insert(0) += over;
             due.truncate(cap);
         }
-        due.sort_unstable();
         let start: Vec<AccountId> = due.into_iter().map(|(_, id)| id.clone()).collect();
         self.start_ticked(kind, &start, skipped);
     }
@@ -81,18 +106,12 @@ impl Instance {
         let kind = RunKind::RecentSync;
         let mut skipped = BTreeMap::new();
         let mut start = Vec::new();
-        let connected: Vec<AccountId> = self.connected.iter().cloned().collect();
-        for id in connected {
-            let Some(tenure) = self.accounts.get_mut(&id).and_then(|a| a.tenure.as_mut()) else {
-                continue;
-            };
-            if tenure.runs.contains_key(&kind) {
+        for (id, glance) in &self.connected {
+            if glance.syncs {
                 *skipped.entry(Skip::Running).or_insert(0) += 1;
-            } else if tenure.has_holes_to_close() {
-                start.push(id);
+            } else if glance.has_holes {
+                start.push(id.clone());
             } else {
-                tenure.stamp_idle_sync(&mut self.host);
-                tenure.pump(&mut self.host);
                 *skipped.entry(Skip::Idle).or_insert(0) += 1;
             }
         }
@@ -113,9 +132,7 @@ impl Instance {
     }
 
     pub(super) fn give_slots(&mut self) {
-        loop {
-            let next = self.host.waiting.iter().position(|(kind, _)| self.host.has_slot(*kind));
-            let Some((kind, id)) = next.and_then(|i| self.host.waiting.remove(i)) else { return };
+        while let Some((kind, id)) = self.host.next_in_line() {
             self.with_tenure(&id, |tenure, host| tenure.on_slot(host, kind));
         }
     }
