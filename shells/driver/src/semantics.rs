@@ -163,25 +163,31 @@ pub fn find<'a>(
     let keys = sort_keys(query);
     let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
     let matching = docs.filter(|doc| matches(query, doc));
-    let mut found: Vec<&Arc<Document>>;
-    if keys.is_empty() {
+    let found: Vec<&Arc<Document>> = if keys.is_empty() {
         let after = |doc: &&Arc<Document>| {
             query.after.as_ref().is_none_or(|after| *after.id < *doc.path.id())
         };
-        found = matching.filter(after).take(limit).collect();
+        matching.filter(after).take(limit).collect()
     } else {
-        found = matching
-            .filter(|doc| keys.iter().all(|(field, _)| field_at(&doc.fields, field).is_some()))
-            .filter(|doc| {
-                query
-                    .after
-                    .as_ref()
-                    .is_none_or(|after| position(query, &keys, doc, after) == Ordering::Greater)
+        let after = |values: &[&Value], id: &str| {
+            query.after.as_ref().is_none_or(|after| {
+                let cursor = (after.keys.iter(), after.id.as_str());
+                compare_places(query, &keys, (values, id), cursor).is_gt()
             })
+        };
+        let mut places: Vec<(Vec<&Value>, &str, &Arc<Document>)> = matching
+            .filter_map(|doc| {
+                let values = keys.iter().map(|(field, _)| field_at(&doc.fields, field));
+                Some((values.collect::<Option<Vec<&Value>>>()?, doc.path.id(), doc))
+            })
+            .filter(|(values, id, _)| after(values, id))
             .collect();
-        found.sort_unstable_by(|a, b| compare_documents(query, &keys, a, b));
-        found.truncate(limit);
-    }
+        places.sort_unstable_by(|(a, id, _), (b, other, _)| {
+            compare_places(query, &keys, (a, id), (b.iter().copied(), other))
+        });
+        places.truncate(limit);
+        places.into_iter().map(|(.., doc)| doc).collect()
+    };
     match &query.select {
         None => found.into_iter().cloned().collect(),
         Some(select) => found.into_iter().map(|doc| Arc::new(selected(doc, select))).collect(),
@@ -214,7 +220,8 @@ pub fn selected(doc: &Document, select: &[FieldPath]) -> Document {
             set(&mut fields, field, value.clone());
         }
     }
-    Document { fields, ..Document::clone(doc) }
+    let (path, version, update_time) = (doc.path.clone(), doc.version, doc.update_time);
+    Document { path, fields, version, update_time }
 }
 
 /// The value at a field path.
@@ -383,38 +390,20 @@ fn remove(fields: &mut Fields, field: &FieldPath) {
     fields.remove(last);
 }
 
-fn compare_documents(
+/// The order of two documents, of each of which the values of the sort keys and the id are given.
+fn compare_places<'a>(
     query: &Query,
     keys: &[(&FieldPath, Direction)],
-    a: &Document,
-    b: &Document,
+    (values, id): (&[&Value], &str),
+    (others, other): (impl Iterator<Item = &'a Value>, &str),
 ) -> Ordering {
-    for (field, direction) in keys {
-        let ordering = match (field_at(&a.fields, field), field_at(&b.fields, field)) {
-            (Some(a), Some(b)) => compare(a, b),
-            (a, b) => a.is_some().cmp(&b.is_some()),
-        };
+    for (((_, direction), value), other) in keys.iter().zip(values).zip(others) {
+        let ordering = compare(value, other);
         if ordering.is_ne() {
             return directed(ordering, *direction);
         }
     }
-    directed(a.path.id().cmp(b.path.id()), id_direction(query))
-}
-
-fn position(
-    query: &Query,
-    keys: &[(&FieldPath, Direction)],
-    doc: &Document,
-    cursor: &Cursor,
-) -> Ordering {
-    for ((field, direction), key) in keys.iter().zip(&cursor.keys) {
-        let Some(value) = field_at(&doc.fields, field) else { return Ordering::Less };
-        let ordering = compare(value, key);
-        if ordering.is_ne() {
-            return directed(ordering, *direction);
-        }
-    }
-    directed(doc.path.id().cmp(cursor.id.as_str()), id_direction(query))
+    directed(id.cmp(other), id_direction(query))
 }
 
 fn directed(ordering: Ordering, direction: Direction) -> Ordering {
