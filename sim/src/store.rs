@@ -3,7 +3,7 @@
 //! It means what the contract suite says, without I/O, clock or randomness. Cloning it is cheap:
 //! copies share what neither of them changes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::Arc;
 
@@ -41,13 +41,16 @@ pub struct Change {
     pub after: Option<Arc<Document>>,
 }
 
-/// The documents of one collection, by id.
+/// By id, where each document is.
+type Places = BTreeMap<SmolStr, usize>;
+
+/// The documents of one collection.
 #[derive(Clone, Debug)]
 struct Collection {
     path: SmolStr,
-    ids: BTreeMap<SmolStr, usize>,
-    /// The field whose value queries ask for, and the ids by that value
-    index: Option<(&'static str, BTreeMap<Value, BTreeSet<SmolStr>>)>,
+    ids: Places,
+    /// The field whose value queries ask for, and the documents by that value
+    index: Option<(&'static str, BTreeMap<Value, Places>)>,
 }
 
 /// Fields by which queries choose from large collections.
@@ -140,11 +143,8 @@ impl SimStore {
         let docs = match self.find_collection(query.collection.as_str()) {
             None => Vec::new(),
             Some(collection) => match collection.indexed(query) {
-                Some(ids) => {
-                    let places = ids.into_iter().flatten().filter_map(|id| collection.ids.get(id));
-                    let docs: Vec<_> = places.filter_map(|place| self.at(*place)).collect();
-                    semantics::find(query, docs.into_iter())
-                }
+                Some(None) => Vec::new(),
+                Some(Some(ids)) => semantics::find(query, ids.values().filter_map(|p| self.at(*p))),
                 None => semantics::find(query, collection.ids.values().filter_map(|p| self.at(*p))),
             },
         };
@@ -200,7 +200,7 @@ impl SimStore {
             } else if before.is_none() {
                 collection.ids.insert(id.into(), place);
             }
-            collection.reindex(id, before.as_deref(), after.as_deref());
+            collection.reindex(id, place, before.as_deref(), after.as_deref());
         }
         match (place, after) {
             (Some(place), after) => Arc::make_mut(&mut self.documents)[place].clone_from(after),
@@ -232,7 +232,7 @@ impl SimStore {
 impl Collection {
     /// The ids among which everything is that a query can find, if the index knows; none if there
     /// is nothing.
-    fn indexed(&self, query: &Query) -> Option<Option<&BTreeSet<SmolStr>>> {
+    fn indexed(&self, query: &Query) -> Option<Option<&Places>> {
         let (field, ids) = self.index.as_ref()?;
         let filter = query
             .filters
@@ -242,7 +242,7 @@ impl Collection {
         matches!(filter.value, Value::String(_)).then(|| ids.get(&filter.value))
     }
 
-    fn reindex(&mut self, id: &str, old: Option<&Document>, new: Option<&Document>) {
+    fn reindex(&mut self, id: &str, place: usize, old: Option<&Document>, new: Option<&Document>) {
         let Some((field, ids)) = &mut self.index else { return };
         let field = FieldPath::new(field);
         let value = |doc: &Document| semantics::field_at(&doc.fields, &field).cloned();
@@ -259,7 +259,7 @@ impl Collection {
             }
         }
         if let Some(new) = new {
-            ids.entry(new).or_default().insert(id.into());
+            ids.entry(new).or_default().insert(id.into(), place);
         }
     }
 }
