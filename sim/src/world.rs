@@ -79,6 +79,7 @@ struct Process {
     /// Its double
     shadow: Option<Box<Instance>>,
     state: State,
+    /// When it wants to be woken
     wake: Real,
     /// Timeouts without time passing
     spins: u32,
@@ -127,7 +128,7 @@ enum Ev {
     Resume(u32, Real),
     Start(u8),
     Wa(u16, Later),
-    Wake(u32, Real),
+    Wake(u32),
 }
 
 impl World {
@@ -209,7 +210,7 @@ impl World {
 
     /// Runs the world to its end.
     pub fn run(mut self) -> (Report, Trace) {
-        while let Some((at, event)) = self.queue.pop() {
+        while let Some((at, event)) = self.next() {
             if at > self.scenario.end {
                 break;
             }
@@ -238,6 +239,21 @@ impl World {
             simulated_ms: self.now.0,
         };
         (report, self.trace)
+    }
+
+    /// What happens next. Nobody is woken before everything else has happened at a moment.
+    fn next(&mut self) -> Option<(Real, Ev)> {
+        let wakes = self.hosts.iter().filter_map(|host| {
+            let p = host.current?;
+            let process = &self.processes[p as usize];
+            (process.state == State::Running).then_some((process.wake, p))
+        });
+        match wakes.min() {
+            Some((at, p)) if at < self.queue.next().unwrap_or(Real::NEVER) => {
+                Some((at, Ev::Wake(p)))
+            }
+            _ => self.queue.pop(),
+        }
     }
 
     fn plan_ahead(&mut self) {
@@ -342,7 +358,7 @@ impl World {
                     self.linked(account);
                 }
             }
-            Ev::Wake(p, at) => self.wake(p, at),
+            Ev::Wake(p) => self.wake(p),
         }
     }
 
@@ -532,27 +548,14 @@ impl World {
         if process.state == State::Dead {
             return;
         }
-        let Some((at, _)) = process.core.poll_timeout() else { return };
-        let at = self.hosts[process.host].clock.when(at.as_millis()).max(self.now);
-        if at < process.wake {
-            process.wake = at;
-            self.queue.push(at, Ev::Wake(p, at));
-        }
+        let clock = &self.hosts[process.host].clock;
+        process.wake = match process.core.poll_timeout() {
+            Some((at, _)) => clock.when(at.as_millis()).max(self.now),
+            None => Real::NEVER,
+        };
     }
 
-    fn wake(&mut self, p: u32, at: Real) {
-        let process = &mut self.processes[p as usize];
-        if process.wake != at {
-            return; // An earlier moment was asked for in the meantime, and came.
-        }
-        process.wake = Real::NEVER;
-        let due = process
-            .core
-            .poll_timeout()
-            .is_some_and(|(timeout, _)| timeout <= self.hosts[process.host].clock.mono(self.now));
-        if !due {
-            return self.rearm(p);
-        }
+    fn wake(&mut self, p: u32) {
         self.feed(p, Input::Timeout, Touched::NOTHING);
         // S10: having been told that time has passed, a core does not want to be told so again
         // while it does not pass.
@@ -853,10 +856,11 @@ impl Ev {
     /// The process that has to run for the event to happen.
     fn process(&self) -> Option<u32> {
         match self {
-            Self::Answer(p, ..) | Self::Gateway(p, _) | Self::Hint(p, _) | Self::Job(p, ..) => {
-                Some(*p)
-            }
-            Self::Wake(p, _) => Some(*p),
+            Self::Answer(p, ..)
+            | Self::Gateway(p, _)
+            | Self::Hint(p, _)
+            | Self::Job(p, ..)
+            | Self::Wake(p) => Some(*p),
             Self::Deliver(_, key, _) => Some(key.process),
             Self::Arrive(_)
             | Self::CheckHandOver(_)
