@@ -58,6 +58,8 @@ pub struct Summary {
     pub seeds_per_second: f64,
     /// How often each kind of fault struck
     pub faults: BTreeMap<&'static str, u64>,
+    /// Those that never did
+    pub never_struck: Vec<&'static str>,
     /// How often each of the things happened that have to happen sometimes
     pub sometimes: BTreeMap<&'static str, u64>,
     /// Those that never did
@@ -96,11 +98,13 @@ impl Summary {
     /// Whether something was violated, a world was left out, or a campaign that is large enough
     /// missed something.
     pub fn is_failed(&self) -> bool {
-        let missing = self.worlds < self.seeds.end - self.seeds.start;
-        self.failed_seeds > 0 || missing || (self.is_large() && !self.never_reached.is_empty())
+        let left_out = self.worlds < self.seeds.end - self.seeds.start;
+        let missed = !self.never_struck.is_empty() || !self.never_reached.is_empty();
+        self.failed_seeds > 0 || left_out || (self.is_large() && missed)
     }
 
-    /// Whether it has to reach everything that happens sometimes.
+    /// Whether every fault has to strike in it, and it has to reach everything that happens
+    /// sometimes.
     pub fn is_large(&self) -> bool {
         self.worlds >= self.tier.large()
     }
@@ -112,7 +116,8 @@ impl Summary {
 }
 
 impl Tier {
-    /// A campaign of at least this many worlds has to reach everything that happens sometimes.
+    /// In a campaign of at least this many worlds every fault has to strike, and it has to reach
+    /// everything that happens sometimes.
     pub const fn large(self) -> u64 {
         match self {
             Self::One => 2_000,
@@ -303,8 +308,9 @@ impl Tally {
             simulated_to_real: (per_second(self.simulated_ms) / 1_000.0) as u64,
             events_per_second: per_second(self.events) as u64,
             seeds_per_second: per_second(self.worlds),
+            never_struck: never(&faults),
             faults,
-            never_reached: sometimes.iter().filter(|(_, n)| **n == 0).map(|(k, _)| *k).collect(),
+            never_reached: never(&sometimes),
             sometimes,
             checks,
             failed_seeds: self.failed_seeds,
@@ -312,6 +318,10 @@ impl Tally {
             seeds,
         }
     }
+}
+
+fn never(counts: &BTreeMap<&'static str, u64>) -> Vec<&'static str> {
+    counts.iter().filter(|(_, count)| **count == 0).map(|(name, _)| *name).collect()
 }
 
 fn keep_first(failures: &mut Vec<Failure>) {
@@ -376,7 +386,12 @@ mod tests {
                 tally.summary(tier, 0..worlds, 1, Duration::from_secs(1))
             };
             assert!(!summary(tier.large() - 1).is_failed());
-            assert!(summary(tier.large()).is_failed());
+            let nothing = summary(tier.large());
+            assert!(nothing.is_failed());
+            let all = Summary { never_struck: Vec::new(), never_reached: Vec::new(), ..nothing };
+            assert!(!all.is_failed());
+            assert!(Summary { never_struck: vec!["crash"], ..all.clone() }.is_failed());
+            assert!(Summary { never_reached: vec!["cap_reached"], ..all }.is_failed());
         }
     }
 

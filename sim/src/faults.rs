@@ -82,6 +82,13 @@ impl FaultPlan {
             .any(|i| self.faults[*i as usize].0.target.includes(instance, account))
     }
 
+    /// Like [`on`](Self::on), and counts that it struck.
+    pub fn holds(&mut self, kind: Kind, instance: u8, account: u16) -> bool {
+        let holds = self.on(kind, instance, account);
+        self.struck[kind.index()] += u64::from(holds);
+        holds
+    }
+
     /// Whether an instance is meant to be down.
     pub fn keeps_down(&self, instance: u8) -> bool {
         [Kind::Crash, Kind::HostReboot { ms: 0 }, Kind::Stop]

@@ -245,9 +245,11 @@ fn campaign_text(s: &Summary) -> String {
     };
     out += &format!("faults: {}\n", list(&mut s.faults.iter()));
     out += &format!("sometimes: {}\n", list(&mut s.sometimes.iter()));
-    if !s.never_reached.is_empty() {
-        let why = if s.is_large() { "" } else { " (too few worlds for that to be a failure)" };
-        out += &format!("never reached{why}: {}\n", s.never_reached.join(", "));
+    let excuse = if s.is_large() { "" } else { " (too few worlds for that to be a failure)" };
+    for (what, never) in [("struck", &s.never_struck), ("reached", &s.never_reached)] {
+        if !never.is_empty() {
+            out += &format!("never {what}{excuse}: {}\n", never.join(", "));
+        }
     }
     if s.failed_seeds == 0 {
         out += "nothing was violated\n";

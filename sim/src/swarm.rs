@@ -62,6 +62,7 @@ pub fn scenario(seed: u64) -> Scenario {
     if c.permille(500) {
         converse(&mut c, &mut scenario);
     }
+    link_in_time(&mut Chance::of(seed, "links"), &mut scenario);
     if Chance::of(seed, "credentials").permille(120) {
         keep_credentials_on_hosts(&mut scenario);
     }
@@ -80,6 +81,22 @@ fn converse(c: &mut Chance, s: &mut Scenario) {
     }
 }
 
+/// History comes soon after an account is linked, so only then can a chunk of it be missing.
+fn link_in_time(c: &mut Chance, s: &mut Scenario) {
+    for fault in s.faults.iter_mut().filter(|fault| fault.kind == Kind::HistoryChunkMissing) {
+        let meets = |account: &&mut AccountPlan| match fault.target {
+            Target::Account(id) => account.id == id,
+            Target::All | Target::Instance(_) => true,
+        };
+        let Some(account) = s.accounts.iter_mut().find(meets).filter(|_| c.permille(500)) else {
+            continue;
+        };
+        fault.from = Real::ZERO;
+        account.linked = false;
+        account.scan = account.scan.min(30 * SECOND);
+    }
+}
+
 /// Each account can be served on one host only.
 fn keep_credentials_on_hosts(s: &mut Scenario) {
     s.pace.local = true;
@@ -91,8 +108,8 @@ fn keep_credentials_on_hosts(s: &mut Scenario) {
 
 /// A day as the benchmark wants it: so many instances and accounts for 24 hours, per account 50
 /// threads, 500 messages and 4 disconnects; everything else at the defaults of its mode, with some
-/// faults of the store.
-pub fn day(seed: u64, shared: bool, instances: u8, accounts: u16) -> Scenario {
+/// faults of the store. Phones have `history` older messages of each thread.
+pub fn day(seed: u64, shared: bool, instances: u8, accounts: u16, history: u32) -> Scenario {
     let mut c = Chance::of(seed, "day");
     let mut faults = Vec::new();
     for account in 0..accounts {
@@ -146,7 +163,7 @@ pub fn day(seed: u64, shared: bool, instances: u8, accounts: u16) -> Scenario {
                 twins_from: Real::ZERO,
                 happenings: 0,
                 home: 0,
-                history: 200,
+                history,
                 messages: 500,
                 own: 300,
                 sends: 0,

@@ -411,7 +411,7 @@ impl WhatsApp {
             return false;
         }
         let silent = line.conn.as_ref().is_some_and(|conn| conn.silent)
-            || faults.on(Kind::PhoneOffline, NO_INSTANCE, account)
+            || faults.holds(Kind::PhoneOffline, NO_INSTANCE, account)
             || faults.strikes(Kind::PhoneSilent, NO_INSTANCE, account).is_some();
         let known = line.find(anchor.0).filter(|found| {
             let message = line.message(*found);
@@ -1105,14 +1105,16 @@ mod tests {
             permille,
             salt: 1,
         };
-        let mut w = world(&[fault(Kind::PhoneSilent, 1_000), fault(Kind::WaShortDrain, 1_000)]);
-        let one = w.write(Real(1_000));
-        assert_eq!(one.thread, 0);
-        w.open(KEY);
-        assert_eq!(w.until(Real(5_000)), ["opened", "end 1"]);
-        w.ask(MessageRef { thread: 0, index: 9 }, 5);
-        assert_eq!(w.until(Real(100_000)), Vec::<String>::new());
-        assert_eq!(w.faults.struck()[Kind::PhoneSilent.index()], 1);
+        for silence in [Kind::PhoneSilent, Kind::PhoneOffline] {
+            let mut w = world(&[fault(silence, 1_000), fault(Kind::WaShortDrain, 1_000)]);
+            let one = w.write(Real(1_000));
+            assert_eq!(one.thread, 0);
+            w.open(KEY);
+            assert_eq!(w.until(Real(5_000)), ["opened", "end 1"]);
+            w.ask(MessageRef { thread: 0, index: 9 }, 5);
+            assert_eq!(w.until(Real(100_000)), Vec::<String>::new());
+            assert_eq!(w.faults.struck()[silence.index()], 1);
+        }
     }
 
     struct Tiny {

@@ -242,12 +242,10 @@ impl World {
         let policy = &self.hosts[self.processes[p as usize].host].policy;
         let timeout = if is_commit { policy.write_timeout } else { policy.read_timeout };
         let timeout = timeout.as_millis() as u64;
-        let on = |kind| self.faults.on(kind, instance, NOBODY);
-        let fate = if on(Kind::StorePartition { requests: true }) {
-            self.faults.count(Kind::StorePartition { requests: true });
+        let mut holds = |kind| self.faults.holds(kind, instance, NOBODY);
+        let fate = if holds(Kind::StorePartition { requests: true }) {
             Fate::Lost
-        } else if on(Kind::StorePartition { requests: false }) {
-            self.faults.count(Kind::StorePartition { requests: false });
+        } else if holds(Kind::StorePartition { requests: false }) {
             Fate::Silent
         } else if self.strikes(p, Kind::StoreDown).is_some() {
             Fate::Refused(Rejection::Unavailable)
