@@ -45,6 +45,7 @@ pub(super) struct Truth {
     pub(super) next_chunk: u64,
     pub(super) people: Chance,
     pub(super) events: u64,
+    commits: u64,
     /// What WhatsApp does next
     pub(super) later: Queue<Out>,
     pub(super) whatsapp: Option<Waker>,
@@ -117,6 +118,7 @@ impl Truth {
             next_chunk: 1,
             people: Chance::of(scenario.seed, "people"),
             events: 0,
+            commits: 0,
             later: Queue::new(),
             whatsapp: None,
             plan: Queue::new(),
@@ -237,6 +239,7 @@ impl Truth {
         late: bool,
         writes: &[Write],
     ) -> Result<(StoreTime, Vec<Option<Version>>), StoreError> {
+        self.commits += 1;
         let now = self.store_clock.store(self.now);
         let mut changes = std::mem::take(&mut self.changes);
         let result = self.store.commit_showing(now, writes, &mut changes);
@@ -313,7 +316,7 @@ impl Truth {
             sometimes: self.checker.sometimes().clone(),
             faults: fault_counts(self.faults.struck()),
             events: self.events,
-            census: Vec::new(),
+            census: vec![("commits", self.commits)],
             simulated_ms: self.now.0,
         };
         (report, self.trace)
