@@ -114,10 +114,11 @@ impl PerDay {
     pub fn of_account(policy: &Policy) -> Self {
         // The gap filler leaves its stamp: the account, its order of writes and the fence.
         let stamps = if policy.recent_sync.enabled { daily(policy.idle_stamp) } else { 0.0 };
-        // A backfill that finds nothing to do takes its lease and gives it back.
+        // A backfill that finds nothing to do takes its lease and gives it back: each time the lease,
+        // the account, its order of writes and the fence.
         let auto = &policy.auto_backfill;
         let runs = if auto.enabled { daily(auto.cooldown.max(auto.interval)) } else { 0.0 };
-        Self { reads: daily(policy.account_scan) + runs * 4.0, writes: stamps * 3.0 + runs * 4.0 }
+        Self { reads: daily(policy.account_scan) + runs * 4.0, writes: stamps * 3.0 + runs * 8.0 }
     }
 }
 
@@ -234,7 +235,7 @@ mod tests {
         let policy = policy();
         let instance = PerDay { reads: 3_888.0, writes: 5_760.0 };
         assert_eq!(PerDay::of_instance(&policy), instance);
-        assert_eq!(PerDay::of_account(&policy), PerDay { reads: 160.0, writes: 304.0 });
+        assert_eq!(PerDay::of_account(&policy), PerDay { reads: 160.0, writes: 320.0 });
     }
 
     #[test]
