@@ -3,8 +3,25 @@
 //! A process that shares nothing with anybody owns and connects all accounts, and is then watched
 //! for some hours of its own time while nothing happens but what it does by itself: renewals,
 //! scans, ticks and runs. The time that counts is what the processor works for this thread between
-//! an input and its last output, so that a busy machine spoils little; reading that clock is part of
-//! it.
+//! an input and its last output, so that a busy machine spoils little; reading that clock is part
+//! of it.
+//!
+//! A backfill tick always comes together with a recent sync tick, and is measured with it.
+//!
+//! `cargo bench -p backfill-core --bench ticks` on 2 busy virtual cores; others are all events but
+//! ticks and the answers to scans of all accounts:
+//!
+//! | accounts | tick, median | tick, worst | per event | per other event |
+//! |---:|---:|---:|---:|---:|
+//! | 100 | 2.75 µs | 4.10 µs | 1.52 µs | 1.43 µs |
+//! | 1,000 | 30.50 µs | 42.08 µs | 2.27 µs | 1.93 µs |
+//! | 10,000 | 933.93 µs | 1,403.32 µs | 4.18 µs | 3.30 µs |
+//!
+//! The goal for a tick over 10,000 accounts, 1 ms, is met by the median and not by the worst: what
+//! a tick reads fits no near cache any more, and costs 27 ns for each of 100 accounts but 93 ns for
+//! each of 10,000. From 100 to 10,000 accounts a search in a tree takes twice as many steps; an event costs
+//! 2.3 times as much without ticks and scans, and 2.7 times with them, since those look at every
+//! account.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
