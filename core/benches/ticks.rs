@@ -19,9 +19,9 @@
 //!
 //! The goal for a tick over 10,000 accounts, 1 ms, is met by the median and not by the worst: what
 //! a tick reads fits no near cache any more, and costs 27 ns for each of 100 accounts but 93 ns for
-//! each of 10,000. From 100 to 10,000 accounts a search in a tree takes twice as many steps; an event costs
-//! 2.3 times as much without ticks and scans, and 2.7 times with them, since those look at every
-//! account.
+//! each of 10,000. From 100 to 10,000 accounts a search in a tree takes twice as many steps; an
+//! event costs 2.3 times as much without ticks and scans, and 2.7 times with them, since those look
+//! at every account.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
