@@ -59,6 +59,16 @@ const time = (iso) => {
   return el("time", { datetime: iso, title: iso }, local(at));
 };
 
+/** How far from now, in words. */
+const distance = (iso, now) => {
+  const minutes = Math.round((new Date(iso) - new Date(now)) / 60000);
+  const n = Math.abs(minutes);
+  const span = n < 60 ? `${n} min` : n < 2880 ? `${Math.floor(n / 60)} h ${n % 60} min` : `${Math.round(n / 1440)} days`;
+  if (n === 0) return "now";
+  return minutes < 0 ? `${span} ago` : `in ${span}`;
+};
+const timeFrom = (iso, now) => (iso ? el("span", {}, time(iso), el("span", { class: "quiet" }, ` (${distance(iso, now)})`)) : null);
+
 /** A sentence whose times are shown as people here read them. */
 const sentence = (text) => text.replace(/\d{4}-\d\d-\d\dT[\d:.]+Z/g, (iso) => local(new Date(iso)));
 
@@ -67,7 +77,8 @@ const tones = {
   passive: "warn", connecting: "warn", qr_ready: "warn", awaiting_scan: "warn", backoff: "good",
   interrupted: "warn", not_paired: "warn", disabled: "warn",
 };
-const badge = (word) => el("span", { class: `badge ${tones[word] || "bad"}` }, word || "unknown");
+const plain = (word) => word.replaceAll("_", " ");
+const badge = (word) => el("span", { class: `badge ${tones[word] || "bad"}` }, plain(word || "unknown"));
 
 const problem = (text) => {
   const place = document.getElementById("problem");
@@ -120,10 +131,13 @@ const press = (label, act, attributes = {}) => el("button", {
   },
 }, label);
 
+const regenerate = (account, attributes) => press("Regenerate QR code",
+  () => api(`/api/whatsapp/regenerate-qr/${encodeURIComponent(account.id)}`, { method: "POST" }), attributes);
+
 const menu = (account) => {
   const id = encodeURIComponent(account.id);
   const items = [
-    press("Regenerate QR code", () => api(`/api/whatsapp/regenerate-qr/${id}`, { method: "POST" }), { class: "plain" }),
+    regenerate(account, { class: "plain" }),
     press("Delete account", async () => {
       if (confirm(`Log ${account.name || "this account"} out and mark it as deleted? Its messages stay.`)) {
         await api(`/api/whatsapp/accounts/${id}`, { method: "DELETE" });
@@ -159,6 +173,7 @@ const card = (account) => {
     verdict.summary ? el("p", {}, badge(verdict.state), " ", sentence(verdict.summary)) : null,
     verdict.action && verdict.action !== "Nothing." ? el("p", { class: "quiet" }, sentence(verdict.action)) : null,
     el("div", { class: "row" },
+      ["needs_qr", "logged_out"].includes(account.status) ? regenerate(account, { id: `pair-${account.masked}` }) : null,
       el("a", { class: "button plain", href: `#/account/${encodeURIComponent(account.id)}/inbox`, id: `inbox-${account.masked}` }, "Inbox"),
       el("a", { class: "button plain", href: `#/account/${encodeURIComponent(account.id)}/sync`, id: `sync-${account.masked}` }, "Sync")));
 };
@@ -215,14 +230,14 @@ const table = (head, rows) => el("div", { class: "scroll" }, el("table", {},
   el("tbody", {}, ...rows.map((row) => el("tr", {}, ...row.map((cell) =>
     el("td", {}, cell === null || cell === undefined ? "–" : cell)))))));
 
-const span = (coverage, from, to) => {
+const span = (coverage, from, to, title) => {
   const width = 1000;
   const x = (second) => Math.max(0, Math.min(width, ((second - from) / (to - from || 1)) * width));
   const part = (kind, low, high) => svg("rect", {
     class: kind, x: x(low), y: 0, height: 20, width: Math.max(4, x(high) - x(low)),
   });
   const bar = svg("svg", { class: "bar", viewBox: `0 0 ${width} 20`, preserveAspectRatio: "none", role: "img" });
-  bar.append(svg("title", {}, coverage.holes.length ? `${coverage.holes.length} holes` : "no known hole"));
+  bar.append(svg("title", {}, title));
   bar.append(svg("rect", { class: "ground", x: 0, y: 0, width, height: 20 }));
   coverage.stretches.forEach((stretch, i) => {
     const newest = coverage.live && stretch.to === Math.max(...coverage.stretches.map((s) => s.to));
@@ -241,7 +256,20 @@ const words = (coverage) => {
   if (!coverage) return "not looked at yet";
   const n = coverage.holes.length;
   const messages = coverage.stretches.reduce((sum, stretch) => sum + stretch.messages, 0);
-  return `${messages}+ messages${n ? `, ${n} hole${n > 1 ? "s" : ""}` : ""}${coverage.complete ? ", complete" : ""}`;
+  return `${messages}+ messages${n ? `, ${n} gap${n > 1 ? "s" : ""}` : ""}${coverage.complete ? ", from the beginning" : ""}`;
+};
+
+/** How many threads are well, at a glance. */
+const tally = (threads) => {
+  const state = ({ coverage }) => {
+    if (!coverage) return "quiet";
+    if (coverage.holes.some((hole) => hole.exhausted)) return "bad";
+    return coverage.holes.length ? "warn" : "good";
+  };
+  const about = { good: "without gaps", warn: "with gaps to be closed", bad: "with gaps the phone cannot fill", quiet: "not looked at yet" };
+  const counted = Object.entries(about).map(([tone, text]) => [tone, text, threads.filter((t) => state(t) === tone).length]);
+  return el("p", { class: "row" }, ...counted.filter(([, , n]) => n)
+    .map(([tone, text, n]) => el("span", { class: `badge ${tone}` }, `${n} thread${n > 1 ? "s" : ""} ${text}`)));
 };
 
 const syncView = (data) => draw(`sync ${route.id}`, data, () => {
@@ -254,29 +282,31 @@ const syncView = (data) => draw(`sync ${route.id}`, data, () => {
   return [
     ...tabs(account, "sync"),
     verdict.summary ? el("p", {}, badge(verdict.state), " ", sentence(verdict.summary)) : null,
+    tally(data.threads),
     el("section", { class: "panel" }, facts([
       ["Served by", account.owner ? `${account.owner}${account.ownedHere ? " (this instance)" : ""}` : "nobody"],
-      ["Next run", account.nextRunAt ? time(account.nextRunAt) : null],
-      ["Cooldown until", account.cooldownUntil ? time(account.cooldownUntil) : null],
-      ["Last backfill", time(account.lastAutoBackfillSuccessAt)],
-      ["Last attempt", time(account.lastAutoBackfillAttemptAt)],
-      ["Last recent sync", time(account.lastRecentSyncAt)],
-      ["Last live message", time(account.lastRealtimeMessageAt)],
-      ["Live error", account.lastRealtimeError],
-      ["Threads with open holes", String(data.openHoles)],
+      ["Next run", timeFrom(account.nextRunAt, data.now)],
+      ["Last backfill", timeFrom(account.lastAutoBackfillSuccessAt, data.now)],
+      ["Last attempt", timeFrom(account.lastAutoBackfillAttemptAt, data.now)],
+      ["Last recent sync", timeFrom(account.lastRecentSyncAt, data.now)],
+      ["Last live message", timeFrom(account.lastRealtimeMessageAt, data.now)],
+      ["Live error", account.lastRealtimeError || "none"],
     ])),
     el("h2", {}, "History, thread by thread"),
-    el("p", { class: "legend quiet" }, el("i", { class: "known" }), "complete", el("i", { class: "hole" }), "hole",
-      el("i", { class: "lost" }), "the phone does not have it", el("i", { class: "ground" }), "not looked at"),
+    data.openHoles > data.threads.length
+      ? el("p", { class: "quiet" }, `Of all threads, ${data.openHoles} or more have gaps to be closed; the newest ones are shown.`) : null,
+    el("p", { class: "legend quiet" }, ...[["known", "without gaps"], ["hole", "gap"], ["lost", "the phone does not have it"],
+      ["ground", "not looked at"]].map(([kind, text]) => el("span", {}, el("i", { class: kind }), text))),
     data.threads.length ? el("ul", { class: "coverage panel" }, ...data.threads.map((thread) => el("li", {},
       el("span", { class: "name" }, thread.name || "unnamed"),
-      thread.coverage ? span(thread.coverage, from, now) : el("span", { class: "quiet" }, ""),
-      el("span", { class: "quiet" }, words(thread.coverage)))))
+      span(thread.coverage || { stretches: [], holes: [] }, from, now, words(thread.coverage)),
+      el("span", { class: "quiet" }, words(thread.coverage)))),
+      el("li", { class: "quiet" }, el("span", {}),
+        el("span", { class: "axis" }, time(new Date(from * 1000).toISOString()), "now"), el("span", {})))
       : el("p", {}, "No threads yet."),
-    el("p", { class: "quiet" }, "From ", time(new Date(from * 1000).toISOString()), " to now."),
     el("h2", {}, "Runs of this instance"),
     data.runs.length ? table(["Kind", "Why", "Ended", "Result", "Threads", "Messages", "Left", "Took"],
-      data.runs.map((run) => [run.kind, run.trigger, time(run.endedAt), run.ok ? "ok" : run.error || "error",
+      data.runs.map((run) => [plain(run.kind), run.trigger, time(run.endedAt), run.ok ? "ok" : plain(run.error || "error"),
         String(run.threads), String(run.messages), String(run.remaining), `${(run.durationMs / 1000).toFixed(1)} s`]))
       : el("p", {}, "None since it started."),
     el("h2", {}, "Leases"),
@@ -326,7 +356,7 @@ const parse = () => {
 const header = () => {
   const { instance } = overview;
   const mode = document.getElementById("mode");
-  const word = instance.mode + (instance.reason ? `: ${instance.reason.replaceAll("_", " ")}` : "");
+  const word = instance.mode + (instance.reason ? `: ${plain(instance.reason)}` : "");
   if (mode.textContent !== word) mode.textContent = word;
   mode.className = `badge ${tones[instance.mode] || "bad"}`;
   const store = document.getElementById("store");

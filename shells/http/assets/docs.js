@@ -5,13 +5,22 @@ const el = (tag, text, ...children) => {
   element.append(...children);
   return element;
 };
-/** The fields of an object, also of the objects within it: path, description, whether needed. */
-const fields = (api, schema) => {
-  if (schema.$ref) return fields(api, api.components.schemas[schema.$ref.split("/").pop()]);
+const resolved = (api, schema) =>
+  (schema.$ref ? api.components.schemas[schema.$ref.split("/").pop()] : schema);
+const type = (api, given) => {
+  const schema = resolved(api, given);
+  if (schema.enum) return schema.enum.join(" or ");
+  if (schema.items) return `list of ${type(api, schema.items)}`;
+  if (schema.oneOf) return schema.oneOf.map((one) => type(api, one)).join(" or ");
+  return [schema.type || "object"].flat().join(" or ");
+};
+/** The fields of an object, also of the objects within it: path, what it is, whether needed. */
+const fields = (api, given) => {
+  const schema = resolved(api, given);
   if (schema.items) return fields(api, schema.items).map(([name, ...more]) => [`[].${name}`, ...more]);
   const parts = [...(schema.allOf || []), ...(schema.oneOf || [])].flatMap((part) => fields(api, part));
   const own = Object.entries(schema.properties || {}).flatMap(([name, about]) => [
-    [name, about.description || "", (schema.required || []).includes(name)],
+    [name, `${type(api, about)}${about.description ? `. ${about.description}` : ""}`, (schema.required || []).includes(name)],
     ...fields(api, about).map(([inner, ...more]) => [`${name}${inner.startsWith("[") ? "" : "."}${inner}`, ...more]),
   ]);
   return [...parts, ...own];
@@ -31,25 +40,19 @@ const fields = (api, schema) => {
       section.className = "card";
       section.append(el("h2", `${method.toUpperCase()} ${path}`));
       section.append(el("p", operation.summary || operation.description || ""));
-      const rows = el("dl");
-      for (const parameter of operation.parameters || []) {
-        rows.append(el("dt", `${parameter.name} (${parameter.in})`), el("dd", parameter.description || ""));
-      }
-      if (operation.requestBody) {
-        const schema = operation.requestBody.content["application/json"].schema;
-        for (const [field, about, needed] of fields(api, schema)) {
-          rows.append(el("dt", `${field} (body${needed ? "" : ", optional"})`), el("dd", about));
-        }
-      }
-      for (const [status, response] of Object.entries(operation.responses)) {
-        rows.append(el("dt", status), el("dd", response.description));
-        const content = (response.content || {})["application/json"];
-        if (status.startsWith("2") && content) {
-          const all = fields(api, content.schema);
-          for (const [field, about] of all) rows.append(el("dt", `  ${field}`), el("dd", about));
-        }
-      }
-      section.append(rows);
+      const list = (title, pairs) => {
+        if (!pairs.length) return;
+        const rows = el("dl");
+        for (const [name, about] of pairs) rows.append(el("dt", name), el("dd", about));
+        section.append(el("h3", title), rows);
+      };
+      list("Parameters", (operation.parameters || []).map((p) => [`${p.name} (${p.in})`, p.description || ""]));
+      const json = (place) => ((place || {}).content || {})["application/json"];
+      const body = json(operation.requestBody);
+      list("Body", body ? fields(api, body.schema).map(([name, about, needed]) => [needed ? name : `${name} (optional)`, about]) : []);
+      list("Answers", Object.entries(operation.responses).map(([status, response]) => [status, response.description]));
+      const success = json(operation.responses["200"]);
+      list("Fields of 200", success ? fields(api, success.schema) : []);
       const schemes = (operation.security || []).flatMap((scheme) => Object.keys(scheme));
       section.append(el("p", schemes.length ? `Bearer token: ${schemes.join(" or ")}` : "Open"));
       section.lastChild.className = "quiet";

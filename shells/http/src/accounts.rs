@@ -166,7 +166,7 @@ async fn list(_: Caller, State(app): State<App>) -> Result<Success<Listing>, Fai
     listing(&app).await
 }
 
-/// The same, where some callers look for it.
+/// The same as `/api/whatsapp/accounts`, where some callers look for it.
 #[utoipa::path(
     get,
     path = "/accounts",

@@ -35,8 +35,8 @@ pub(crate) fn routes() -> (Router<App>, openapi::OpenApi) {
         .merge(threads::routes())
         .merge(console::routes())
         .routes(routes!(description))
-        .routes(routes!(page))
-        .routes(routes!(script))
+        .routes(routes!(docs_page))
+        .routes(routes!(docs_script))
         .split_for_parts();
     complete(&mut api);
     (router, api)
@@ -108,7 +108,7 @@ async fn description(
     tag = "documentation",
     responses((status = 200, description = "A page", body = String, content_type = "text/html"))
 )]
-async fn page() -> Html<&'static str> {
+async fn docs_page() -> Html<&'static str> {
     Html(include_str!("../assets/docs.html"))
 }
 
@@ -119,7 +119,7 @@ async fn page() -> Html<&'static str> {
     tag = "documentation",
     responses((status = 200, description = "A script", body = String, content_type = "text/javascript"))
 )]
-async fn script() -> Response {
+async fn docs_script() -> Response {
     console::script(include_str!("../assets/docs.js"))
 }
 
@@ -142,5 +142,14 @@ mod tests {
             .collect();
         let described: BTreeSet<&str> = api.paths.paths.keys().map(String::as_str).collect();
         assert_eq!(routed, described);
+    }
+    #[test]
+    fn operations_have_names_of_their_own() {
+        let (_, mut api) = routes();
+        let paths = api.paths.paths.values_mut();
+        let all = paths.flat_map(|path| [&mut path.get, &mut path.post, &mut path.delete]);
+        let names: Vec<String> =
+            all.flatten().map(|operation| operation.operation_id.take().unwrap()).collect();
+        assert_eq!(names.iter().collect::<BTreeSet<_>>().len(), names.len(), "{names:?}");
     }
 }

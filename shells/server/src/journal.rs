@@ -6,11 +6,12 @@ use std::time::Duration;
 use backfill_core::id::{AccountId, RequestId};
 use backfill_core::instance::Instance;
 use backfill_core::io::{
-    Answer, CloseReason, Event, GatewayEvent, HoleChange, Input, Output, RunKind, Source,
+    Answer, CloseReason, Event, GatewayEvent, HoleChange, Input, Key, Output, RunKind, Source,
 };
 use backfill_core::time::Mono;
 use backfill_driver::Observer;
 use backfill_driver::port::StoreError;
+use tracing::field::{DisplayValue, display};
 use tracing::{debug, info, warn};
 use wa_http::metered::Reached;
 use wa_http::view::{Witness, key_name, mode_name, reason_name, skip_name, trigger_name};
@@ -144,7 +145,8 @@ fn log(instance: &Instance, event: &Event) {
         Event::Connection { .. } => {}
         Event::DeadMarked { boot } => info!(%boot, "[lock] a silent session was marked dead"),
         Event::Fenced { key } => {
-            warn!(key = key_name(key), "[lock] write refused: somebody else owns it now");
+            let account = account_of(key);
+            warn!(key = key_name(key), account, "[lock] write refused: somebody else owns it now");
         }
         Event::Hole { account, change } => {
             let change = match change {
@@ -158,10 +160,15 @@ fn log(instance: &Instance, event: &Event) {
             Some(account) => warn!(%account, kind, "[incident] {kind}"),
             None => warn!(kind, "[incident] {kind}"),
         },
-        Event::LeaseLost { key } => warn!(key = key_name(key), "[lock] lease lost"),
-        Event::LeaseReleased { key } => info!(key = key_name(key), "[lock] lease released"),
+        Event::LeaseLost { key } => {
+            warn!(key = key_name(key), account = account_of(key), "[lock] lease lost");
+        }
+        Event::LeaseReleased { key } => {
+            info!(key = key_name(key), account = account_of(key), "[lock] lease released");
+        }
         Event::LeaseTaken { key, epoch } => {
-            info!(key = key_name(key), epoch = epoch.0, "[lock] lease taken");
+            let (account, epoch) = (account_of(key), epoch.0);
+            info!(key = key_name(key), account, epoch, "[lock] lease taken");
         }
         Event::Mode { mode } => {
             info!(
@@ -201,6 +208,14 @@ fn log(instance: &Instance, event: &Event) {
             let key = key.as_ref().map_or("other", key_name);
             warn!(key, "[store] outcome of a commit unknown; looking again");
         }
+    }
+}
+
+/// The account that a lease is about, masked.
+fn account_of(key: &Key) -> Option<DisplayValue<&AccountId>> {
+    match key {
+        Key::Account(account) | Key::Run(account, _) => Some(display(account)),
+        Key::Lock => None,
     }
 }
 
