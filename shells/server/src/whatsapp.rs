@@ -6,7 +6,7 @@ use std::time::Duration;
 use backfill_driver::Handle;
 use backfill_driver::port::Store;
 use gateway_whatsapp::{Http, Options, Sessions, Spool, WhatsApp};
-use tracing::warn;
+use tracing::{error, warn};
 use whatsapp_rust::transport::TokioWebSocketTransportFactory;
 
 use crate::config::{Config, SessionChoice};
@@ -57,9 +57,19 @@ impl Connector for RealWhatsApp {
         Ok(gateway)
     }
 
-    /// Another process of this host may link accounts whose credentials then lie here too.
+    /// Whoever stands by learns whether it could take over. Another process of this host may link
+    /// accounts whose credentials then lie here too.
     async fn attend<S: Store>(&self, gateway: &WhatsApp<S>) {
+        let mut checked = false;
         loop {
+            // A store that does not answer is mentioned already.
+            if !checked && let Ok(unreadable) = gateway.unreadable().await {
+                checked = true;
+                if let Some((_, why)) = unreadable.first() {
+                    let accounts = unreadable.len();
+                    error!(accounts, "[config] SESSION_ENCRYPTION_KEY does not fit: {why}");
+                }
+            }
             tokio::time::sleep(LOOK_AGAIN).await;
             if let Err(error) = gateway.start().await {
                 warn!("[config] the sessions of this host cannot be read: {error}");

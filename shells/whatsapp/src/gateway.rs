@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use backfill_core::doc::{CollectionPath, Query};
 use backfill_core::id::{AccountId, RequestId};
 use backfill_core::io::{
     Answer, CloseReason, GatewayCall, GatewayEvent, GatewayRequest, Rejection,
@@ -82,6 +83,25 @@ impl<S: Store> WhatsApp<S> {
             self.0.handle.credentials(account, true);
         }
         Ok(())
+    }
+
+    /// The accounts whose credentials lie in the common store and cannot be read from here, with
+    /// the reason. Whoever only stands by learns so that it could not take over.
+    ///
+    /// # Errors
+    /// [`SessionError::Store`] if the store does not answer.
+    pub async fn unreadable(&self) -> Result<Vec<(AccountId, SessionError)>, SessionError> {
+        let accounts = Query::all(CollectionPath::root("accounts"), MOST_ACCOUNTS).select([]);
+        let accounts = self.0.store.query(&accounts).await?.docs;
+        let mut unreadable = Vec::new();
+        for account in accounts.iter().filter_map(|doc| AccountId::parse(doc.path.id()).ok()) {
+            match self.0.sessions.check(&account).await {
+                Ok(()) => {}
+                Err(error @ SessionError::Store(_)) => return Err(error),
+                Err(error) => unreadable.push((account, error)),
+            }
+        }
+        Ok(unreadable)
     }
 }
 
@@ -305,5 +325,7 @@ const FULL_HISTORY_MB: u32 = 102_400;
 const LOGOUT_LIMIT: Duration = Duration::from_secs(10);
 /// How long a client may take to be prepared, the end of the one before included.
 const OPEN_LIMIT: Duration = Duration::from_secs(20);
+/// More than can be added.
+const MOST_ACCOUNTS: u32 = 1_000;
 /// Chunks of all accounts that are read at once.
 const READERS: usize = 2;

@@ -146,7 +146,14 @@ impl<S: Store> Book<S> {
         seal: Seal,
     ) -> Result<(Self, Rows), SessionError> {
         let docs = read_all(&store, &place.account).await?;
-        let mut book = Self {
+        let mut book = Self::new(store, place, seal);
+        let rows = book.load(docs)?;
+        let rows = Rows::new(rows, book.head.paired);
+        Ok((book, rows))
+    }
+
+    fn new(store: S, place: Place, seal: Seal) -> Self {
+        Self {
             store,
             place,
             seal,
@@ -159,10 +166,7 @@ impl<S: Store> Book<S> {
             garbage: BTreeSet::new(),
             outdated: false,
             flight: None,
-        };
-        let rows = book.load(docs)?;
-        let rows = Rows::new(rows, book.head.paired);
-        Ok((book, rows))
+        }
     }
 
     /// Makes a journal entry of these rows ready to be sent.
@@ -649,6 +653,17 @@ pub(crate) async fn is_paired<S: Store>(
     let found = store.get(&[path(account, "head")]).await?;
     let Some(head) = found.docs.into_iter().next().flatten() else { return Ok(false) };
     head.bool("paired").ok_or_else(|| damaged("head", "a field is missing"))
+}
+
+/// Whether a session opens with this seal, as far as one document tells.
+pub(crate) async fn check<S: Store>(
+    store: S,
+    place: Place,
+    seal: Seal,
+) -> Result<(), SessionError> {
+    let found = store.get(&[path(&place.account, "head")]).await?;
+    let Some(head) = found.docs.into_iter().next().flatten() else { return Ok(()) };
+    Book::new(store, place, seal).read_head(&head).map(drop)
 }
 
 /// Forgets a session for good, whatever state it is in.

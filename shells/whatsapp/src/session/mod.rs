@@ -147,6 +147,18 @@ impl<S: Store> Sessions<S> {
         }
     }
 
+    /// Looks whether the session of an account could be opened here, whoever has it now. Nothing
+    /// is said of sessions on this host: no key opens them.
+    ///
+    /// # Errors
+    /// Why it could not: [`SessionError::UnknownKey`] and [`SessionError::Undecryptable`] with
+    /// another key than it was sealed with.
+    pub async fn check(&self, account: &AccountId) -> Result<(), SessionError> {
+        let Kept::Shared { store, keys, .. } = &self.kept else { return Ok(()) };
+        let place = Place { account: account.clone(), fence: None };
+        book::check(store.clone(), place, Seal::Encrypted(keys.clone())).await
+    }
+
     /// Forgets the session of an account that was logged out or deleted. It must be closed.
     ///
     /// # Errors

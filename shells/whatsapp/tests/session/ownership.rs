@@ -147,6 +147,16 @@ async fn a_wrong_key_is_an_error_and_never_a_fresh_device() {
     let wrong = OLD_KEY.replace("old", "new");
     let refused = open(&wrong).open(&account).await;
     assert!(matches!(refused, Err(SessionError::Undecryptable { key, .. }) if key == "new"));
+    // Nobody has to own the account to find that out.
+    let standby = |setting: &str| {
+        let keys = keys(setting);
+        Sessions::shared(common.store.clone(), keys, |_| None)
+    };
+    let found = standby(&wrong).check(&account).await;
+    assert!(matches!(found, Err(SessionError::Undecryptable { key, .. }) if key == "new"));
+    let found = standby(OLD_KEY).check(&account).await;
+    assert!(matches!(found, Err(SessionError::UnknownKey { key, .. }) if key == "new"));
+    standby(NEW_KEY).check(&account).await.unwrap();
     assert_eq!(all(&common.store, &account).await, before);
     assert!(open(&wrong).is_paired(&account).await.unwrap());
     open(NEW_KEY).open(&account).await.unwrap();
