@@ -42,6 +42,8 @@ bugs! {
     AcquireNotTiedToSession = "acquire-not-tied-to-session",
     /// A page is asked for from the oldest known message instead of the hole's upper end
     AnchorAtOldest = "anchor-at-oldest",
+    /// An attempt a moment ago does not keep an account from the next one
+    BackoffIgnored = "backoff-ignored",
     /// The concurrency cap counts a run only once its lease is held
     CapCountedLate = "cap-counted-late",
     /// Connecting does not need the account's ownership to be confirmed
@@ -82,6 +84,10 @@ bugs! {
     MarkerMissing = "marker-missing",
     /// Sessions are not renewed
     NoRenewal = "no-renewal",
+    /// The lease that a Node instance shows on an account is ignored
+    NodeLeaseIgnored = "node-lease-ignored",
+    /// The lock that a Node instance holds is ignored
+    NodeLockIgnored = "node-lock-ignored",
     /// What a Node instance received while it had the accounts is taken for stored
     NodeTrusted = "node-trusted",
     /// Due accounts are ordered by their last success alone
@@ -92,12 +98,16 @@ bugs! {
     ParseBeforeSpool = "parse-before-spool",
     /// A manual run is accepted and a due tick runs while passive or stepping down
     PassiveGateMissing = "passive-gate-missing",
+    /// The lock and the sessions are looked at ten times a second
+    PollsWithoutPause = "polls-without-pause",
     /// A released account's connection is closed after the release
     ReleaseBeforeClose = "release-before-close",
     /// After a release with unknown outcome the owner goes on
     ReleaseWithdrawn = "release-withdrawn",
     /// The phone is asked without a reservation
     ReservationNotPersisted = "reservation-not-persisted",
+    /// A run's lease names its holder from the first renewal on, not from the start
+    RunningBeforeLease = "running-before-lease",
     /// `running: true` in the status keeps an account from ever running again
     RunningTrusted = "running-trusted",
     /// Own label on the lock counts as holding it
@@ -108,6 +118,10 @@ bugs! {
     SpacingIgnored = "spacing-ignored",
     /// Account fields are written without compare-and-set
     StatusWithoutCompareAndSet = "status-without-compare-and-set",
+    /// A graceful stop leaves the session to expire
+    StopWithoutEnd = "stop-without-end",
+    /// A graceful stop gives the runs under way the time they want
+    StopWaitsForRuns = "stop-waits-for-runs",
     /// A successor ignores a reservation that is still in flight
     SuccessorIgnoresReservation = "successor-ignores-reservation",
     /// An unknown outcome counts as failure

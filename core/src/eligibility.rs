@@ -10,7 +10,8 @@ use crate::time::StoreTime;
 
 /// Whether an attempt was made so recently that no automatic run may start.
 pub(crate) fn backs_off(host: &Host, stamps: &Stamps) -> bool {
-    within(host.store_now(), stamps.last_auto_attempt_at, host.policy.auto_backfill.backoff)
+    let tried = stamps.last_auto_attempt_at.filter(|_| !host.bug(Bug::BackoffIgnored));
+    within(host.store_now(), tried, host.policy.auto_backfill.backoff)
 }
 
 /// How long it takes until an automatic run may start again after the last attempt.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use smol_str::SmolStr;
 
 use crate::account::is_own_mark;
+use crate::bug::Bug;
 use crate::doc::{DocPath, Document, FieldPath, Precondition, Version};
 use crate::host::Host;
 use crate::id::Epoch;
@@ -64,7 +65,7 @@ impl LockView {
         let Some(compat) = self.compat.as_ref().filter(|compat| compat.is_foreign()) else {
             return false;
         };
-        if compat.holder.is_empty() || compat.until_ms == 0 {
+        if compat.holder.is_empty() || compat.until_ms == 0 || host.bug(Bug::NodeLockIgnored) {
             return false;
         }
         let quiet = now.since(compat.update_time);

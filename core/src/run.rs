@@ -510,7 +510,8 @@ impl Tenure {
         // Its write may be on its way.
         fresh.history_syncs = fresh.history_syncs.max(self.record.history_syncs);
         let lease = RunLease::parse(lease);
-        let foreign = fresh.held_by_foreign(kind, read_time, lease_term(host, kind));
+        let foreign = fresh.held_by_foreign(kind, read_time, lease_term(host, kind))
+            && !host.bug(Bug::NodeLeaseIgnored);
         self.leases.insert(kind, lease);
         self.record = fresh;
         let Some(run) = self.runs.get_mut(&kind) else { return };

@@ -44,16 +44,24 @@ macro_rules! slips {
 slips! {
     /// A message is acknowledged to WhatsApp before its commit
     AckBeforeDurable = "ack-before-durable",
+    /// Whichever edit of a message arrives last counts as the latest
+    EditsByArrival = "edits-by-arrival",
     /// A live message that could not be stored is logged, acknowledged and forgotten
     FailedWriteOnlyLogged = "failed-write-only-logged",
     /// The commit that says `running` depends on nothing but the fence: a late one undoes `ok`
     LateRunningAfterOk = "late-running-after-ok",
     /// Effects start without a look at their `not_after`
     NotAfterUnchecked = "not-after-unchecked",
+    /// What the owner writes on the phone is stored as if somebody else had written it
+    OwnTakenForInbound = "own-taken-for-inbound",
+    /// What becomes of a message that is not stored yet is acknowledged and forgotten
+    ReportsDropped = "reports-dropped",
     /// Writes of a run's state depend on nothing: neither fence nor compare-and-set
     RunStateUnfenced = "run-state-unfenced",
     /// A thread's summary is written from the message at hand, whatever it shows already
     SummaryMovesBackwards = "summary-moves-backwards",
+    /// Nobody is told which LID is which phone number
+    TwinsUnknown = "twins-unknown",
     /// Releases overwrite whatever is there, by now perhaps somebody else's
     UnconditionalRelease = "unconditional-release",
 }
@@ -88,7 +96,10 @@ impl Variant {
             Self::Core(bug) => match bug {
                 Bug::AcquireNotTiedToSession => &["S1", "S2", "S3"],
                 Bug::AnchorAtOldest | Bug::DrainTrusted | Bug::MarkerMissing => &["L6"],
+                Bug::NodeLeaseIgnored => &["S1"],
+                Bug::NodeLockIgnored => &["S4"],
                 Bug::NodeTrusted => &["L6"],
+                Bug::BackoffIgnored => &["S8"],
                 Bug::CapCountedLate | Bug::EndlessTries | Bug::OverlappingTicks => &["S7"],
                 Bug::ConnectBeforeOwnership | Bug::JitterIgnoresDisconnect => &["S5"],
                 Bug::CredentialsIgnored => &["S14"],
@@ -105,22 +116,27 @@ impl Variant {
                 Bug::MarginMissing => &["S2"],
                 Bug::ParseBeforeSpool => &["S12"],
                 Bug::PassiveGateMissing => &["S6"],
+                Bug::PollsWithoutPause => &["L3"],
                 Bug::ReleaseBeforeClose => &["S4"],
                 Bug::ReleaseWithdrawn => &["S1", "S2", "S3"],
                 Bug::ReservationNotPersisted | Bug::SpacingIgnored => &["S4"],
-                Bug::RunningTrusted => &["L2", "L4"],
+                Bug::RunningBeforeLease => &["S11"],
+                Bug::RunningTrusted => &["L2"],
                 Bug::SameInstanceIdTrusted => &["S1", "S2"],
                 Bug::StatusWithoutCompareAndSet => &["S9"],
+                Bug::StopWaitsForRuns | Bug::StopWithoutEnd => &["L5"],
                 Bug::SuccessorIgnoresReservation => &["S4"],
                 Bug::UnknownAsFailure | Bug::UnknownAsSuccess => &["S9"],
                 Bug::WakesLate => &["S10"],
             },
             Self::Shell(slip) => match slip {
                 Slip::AckBeforeDurable | Slip::FailedWriteOnlyLogged => &["S12"],
+                Slip::EditsByArrival | Slip::OwnTakenForInbound => &["S12"],
                 Slip::LateRunningAfterOk => &["S8", "S11"],
                 Slip::NotAfterUnchecked => &["S5"],
                 Slip::RunStateUnfenced => &["S1", "S3"],
-                Slip::SummaryMovesBackwards => &["S12"],
+                Slip::ReportsDropped | Slip::SummaryMovesBackwards => &["S12"],
+                Slip::TwinsUnknown => &["S12"],
                 Slip::UnconditionalRelease => &["S1", "S3"],
             },
         }
@@ -129,10 +145,13 @@ impl Variant {
     /// The world of a seed in which it is looked for: mostly any.
     pub fn world(self, seed: u64) -> Scenario {
         match self {
-            Self::Core(Bug::NodeTrusted) => focus::migrations(seed),
+            Self::Core(Bug::NodeLeaseIgnored | Bug::NodeLockIgnored | Bug::NodeTrusted) => {
+                focus::migrations(seed)
+            }
             Self::Core(Bug::OrderBySuccessAlone) => focus::failing(seed),
             Self::Core(Bug::OverlappingTicks) => focus::slow_runs(seed),
             Self::Core(Bug::RunningTrusted) => focus::crashes(seed),
+            Self::Core(Bug::StopWaitsForRuns | Bug::StopWithoutEnd) => focus::handovers(seed),
             Self::Core(Bug::SuccessorIgnoresReservation) => focus::handovers(seed),
             _ => swarm::scenario(seed),
         }

@@ -1,6 +1,7 @@
 //! Whether to be active: what the lock and the other sessions show.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use smol_str::SmolStr;
 
@@ -36,7 +37,11 @@ impl Instance {
             Mode::Active | Mode::SteppingDown => term * 4,
             Mode::Passive(_) => self.host.policy.passive_retry,
         };
-        let wait = self.host.about(every);
+        let wait = if self.host.bug(Bug::PollsWithoutPause) {
+            Duration::from_millis(100)
+        } else {
+            self.host.about(every)
+        };
         self.host.in_ms(Timer::Poll, wait);
         if std::mem::replace(&mut self.look.under_way, true) {
             self.look.again = true;

@@ -222,6 +222,12 @@ impl Instance {
         let timeout = self.host.policy.stop_timeout;
         self.host.in_ms(Timer::StopTimeout, timeout);
         let held = self.held_accounts();
+        let runs = |account: &Account| account.tenure.as_ref().is_some_and(|t| !t.runs.is_empty());
+        if self.host.bug(Bug::StopWaitsForRuns) && self.accounts.values().any(runs) {
+            let longest = self.host.policy.auto_backfill.lease;
+            self.host.in_ms(Timer::StopTimeout, longest);
+            return;
+        }
         if self.host.bug(Bug::ReleaseBeforeClose) {
             self.session.push(&mut self.host, Op::End);
         }
@@ -254,7 +260,7 @@ impl Instance {
         }
         let timeout = self.host.policy.stop_timeout;
         self.host.in_ms(Timer::StopTimeout, timeout);
-        if self.session.is_unborn() {
+        if self.session.is_unborn() || self.host.bug(Bug::StopWithoutEnd) {
             // Another try to create it was to come; there is nothing to end.
             self.end_boot(true);
             return;

@@ -42,7 +42,8 @@ impl Tenure {
         let mirror = account::lease_fields(kind);
         let term = lease_term(host, kind);
         let until = host.store_now() + term;
-        let held = *purpose != Purpose::RunEnd(kind);
+        let unnamed = *purpose == Purpose::RunStart(kind) && host.bug(Bug::RunningBeforeLease);
+        let held = *purpose != Purpose::RunEnd(kind) && !unnamed;
         let mut fields: Vec<(FieldPath, FieldOp)> = vec![
             (FieldPath::new("owner"), Value::from(held.then(|| host.boot.text())).into()),
             (FieldPath::new("connectionEpoch"), Value::from(self.epoch.0).into()),

@@ -67,11 +67,16 @@ impl World {
                 Origin::Chunk { .. } => told(&self.net, self.now, account, *mail, false, source),
                 Origin::Page { lid, .. } => told(&self.net, self.now, account, *mail, lid, source),
             })
+            .filter_map(|record| self.distorted(account, record))
             .collect::<Vec<_>>();
         let id = AccountPlan::account(account);
         // What a shell takes for the store's time is near enough for a bound of a day.
         let now = self.store_clock.store(self.now);
-        let batch = Batch::new(&id, records, now, &self.net.twins(self.now, account));
+        let twins = match self.slip {
+            Some(Slip::TwinsUnknown) => Arc::default(),
+            _ => self.net.twins(self.now, account),
+        };
+        let batch = Batch::new(&id, records, now, &twins);
         if let Origin::Realtime { connection } = origin
             && self.slip == Some(Slip::AckBeforeDurable)
         {
@@ -85,6 +90,25 @@ impl World {
         }
         jobs[free] = Some(job);
         self.advance_job(p, free as u32);
+    }
+
+    /// A record as a wrong shell would hand it in, if it did.
+    fn distorted(&self, account: u16, mut record: Record) -> Option<Record> {
+        let Record::Message(message) = &mut record else { return Some(record) };
+        match (self.slip, &mut message.event) {
+            (Some(Slip::EditsByArrival), MessageEvent::Edit { at_ms, .. }) => {
+                *at_ms = self.now.second() * 1_000 + (self.now.0 % 1_000) as i64;
+            }
+            (Some(Slip::OwnTakenForInbound), MessageEvent::Content(_)) => {
+                message.key.from_me = false;
+            }
+            (Some(Slip::ReportsDropped), event) if !matches!(event, MessageEvent::Content(_)) => {
+                let (_, about) = WhatsApp::parse_id(&message.key.id)?;
+                return self.checker.has_message(account, about).then_some(record);
+            }
+            _ => {}
+        }
+        Some(record)
     }
 
     pub(super) fn job_answered(&mut self, p: u32, job: u32, answer: JobAnswer) {
