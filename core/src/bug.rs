@@ -118,10 +118,10 @@ bugs! {
     SpacingIgnored = "spacing-ignored",
     /// Account fields are written without compare-and-set
     StatusWithoutCompareAndSet = "status-without-compare-and-set",
-    /// A graceful stop leaves the session to expire
-    StopWithoutEnd = "stop-without-end",
     /// A graceful stop gives the runs under way the time they want
     StopWaitsForRuns = "stop-waits-for-runs",
+    /// A graceful stop leaves the session to expire
+    StopWithoutEnd = "stop-without-end",
     /// A successor ignores a reservation that is still in flight
     SuccessorIgnoresReservation = "successor-ignores-reservation",
     /// An unknown outcome counts as failure

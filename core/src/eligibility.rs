@@ -10,8 +10,12 @@ use crate::time::StoreTime;
 
 /// Whether an attempt was made so recently that no automatic run may start.
 pub(crate) fn backs_off(host: &Host, stamps: &Stamps) -> bool {
-    let tried = stamps.last_auto_attempt_at.filter(|_| !host.bug(Bug::BackoffIgnored));
-    within(host.store_now(), tried, host.policy.auto_backfill.backoff)
+    attempted(host, host.store_now(), stamps)
+}
+
+fn attempted(host: &Host, now: StoreTime, stamps: &Stamps) -> bool {
+    let recent = within(now, stamps.last_auto_attempt_at, host.policy.auto_backfill.backoff);
+    recent && !host.bug(Bug::BackoffIgnored)
 }
 
 /// How long it takes until an automatic run may start again after the last attempt.
@@ -40,7 +44,7 @@ pub(crate) fn refuses(
         return Some(Skip::Running);
     }
     let auto = &host.policy.auto_backfill;
-    if within(now, stamps.last_auto_attempt_at, auto.backoff) {
+    if attempted(host, now, stamps) {
         return Some(Skip::Backoff);
     }
     // Only a run that left nothing to do is stamped as a success: the others go on after the backoff.

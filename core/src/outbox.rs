@@ -15,7 +15,7 @@ use crate::host::{AccountRoute, Host};
 use crate::id::{AccountId, MessageId, OutboxId, ThreadId};
 use crate::io::{Answer, GatewayCall, Rejection};
 use crate::ledger::{Companion, Purpose};
-use crate::tenure::Tenure;
+use crate::tenure::{Stage, Tenure};
 use crate::time::StoreTime;
 
 /// A message of ours on its way out.
@@ -134,12 +134,16 @@ impl Tenure {
         purpose: &Purpose,
     ) -> Option<Vec<(Companion, Write)>> {
         let sending = self.sending.get(id)?;
+        let claims = matches!(purpose, Purpose::OutboxClaim(_));
+        if claims && self.stage == Stage::Leaving {
+            return None;
+        }
         let mut fields: Vec<(FieldPath, FieldOp)> = vec![
             (FieldPath::new("updatedAt"), FieldOp::ServerTime),
             (FieldPath::new("connectionEpoch"), Value::from(self.epoch.0).into()),
         ];
         let mut writes = Vec::new();
-        if let Purpose::OutboxClaim(_) = purpose {
+        if claims {
             let claim = host.policy.outbox.claim;
             fields.extend([
                 (STATUS, Value::from("processing").into()),

@@ -150,9 +150,6 @@ impl Tenure {
             host.event(Event::Skipped { account, kind, reason: Skip::Backoff });
             return false;
         }
-        if kind == RunKind::AutoBackfill {
-            self.unfilled = false;
-        }
         self.runs.insert(
             kind,
             Run {
@@ -433,6 +430,12 @@ impl Tenure {
                 self.fail_run(host, kind, "store_conflict");
                 return;
             };
+            let wanted = covered.coverage.next_anchor(goal(host, kind));
+            if wanted.as_ref() != Some(&anchor) && !host.bug(Bug::AnchorAtOldest) {
+                // The other kind of run has asked with it while this one waited.
+                self.plan(host, kind);
+                return self.pump_phone(host);
+            }
             run.take_slot(host);
             if !host.bug(Bug::EndlessTries) {
                 covered.coverage.asked(&anchor, host.policy.phone.tries);
@@ -523,6 +526,9 @@ impl Tenure {
         if let Some(reason) = skip {
             host.event(Event::Skipped { account: self.id.clone(), kind, reason });
             self.remove_run(host, kind);
+            if kind == RunKind::AutoBackfill && self.unfilled {
+                self.fill_soon(host);
+            }
             return;
         }
         run.step = Step::Starting;
@@ -563,6 +569,10 @@ impl Tenure {
     }
 
     fn on_chosen(&mut self, host: &mut Host, kind: RunKind, mut chosen: Vec<ThreadId>) {
+        if kind == RunKind::AutoBackfill {
+            // What comes from now on is for another run.
+            self.unfilled = false;
+        }
         if kind == RunKind::RecentSync {
             let waits = |thread: &&ThreadId| !self.tails.contains(*thread);
             let gaps = self.sync.thread_gaps.keys().filter(waits);

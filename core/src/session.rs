@@ -184,6 +184,11 @@ impl Session {
         })
     }
 
+    /// What waits to be taken is not wanted any more.
+    pub(crate) fn withdraw_claims(&mut self) {
+        self.queue.retain(|op| !matches!(op, Op::Claim(_)));
+    }
+
     pub(crate) fn on_answer(&mut self, host: &mut Host, answer: Answer) -> Option<Outcome> {
         let before = self.chain.confirmed();
         let progress = self.chain.on_answer(host, answer);

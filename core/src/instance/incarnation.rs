@@ -219,6 +219,7 @@ impl Instance {
         }
         self.set_mode(Mode::SteppingDown);
         self.session.state = SessionState::Draining;
+        self.session.withdraw_claims();
         let timeout = self.host.policy.stop_timeout;
         self.host.in_ms(Timer::StopTimeout, timeout);
         let held = self.held_accounts();

@@ -3,6 +3,7 @@
 
 mod accounts;
 mod closing;
+mod history;
 mod holes;
 mod pages;
 mod rig;
