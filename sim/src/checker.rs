@@ -53,6 +53,8 @@ pub struct Checker {
     /// The same without steps
     store_rate: Clock,
     latest_commit: StoreTime,
+    /// There is a Node instance, for a while
+    beside_node: bool,
     /// Credentials are kept on hosts
     local: bool,
     /// By position, the instance on whose host the account's credentials lie
@@ -171,6 +173,7 @@ impl Checker {
                 .collect(),
             messages: messages::Messages::new(scenario),
             store_rate: Clock::new(&scenario.store.clock),
+            beside_node: scenario.node.is_some(),
             local: scenario.pace.local,
             credentials: scenario.accounts.iter().map(|a| a.linked.then_some(a.home)).collect(),
             ..Self::of_accounts(policy, ids, store_clock)
@@ -199,6 +202,7 @@ impl Checker {
             store_rate: store_clock.clone(),
             store_clock,
             latest_commit: StoreTime::EPOCH,
+            beside_node: false,
             local: false,
             credentials: vec![None; ids.len()],
             ids,
@@ -217,6 +221,10 @@ impl Checker {
         let position = self.position(account);
         if let Some(credentials) = self.credentials.get_mut(usize::from(position)) {
             *credentials = by;
+        }
+        if let Some(seen) = self.accounts.get_mut(usize::from(position)) {
+            // The phone tells a new device its history anew.
+            seen.tries.clear();
         }
         if let Some(instance) = by {
             self.told_of_credentials(instance, position, true);
@@ -407,7 +415,7 @@ impl Checker {
         let passive = passive(before) && passive(after);
         let stepping = before == Mode::SteppingDown && after == Mode::SteppingDown;
         match output {
-            Output::Store(request) => self.store_request(at, process, request, passive),
+            Output::Store(request) => self.store_request(at, process, request, (passive, stepping)),
             Output::Gateway(request) => {
                 let allowed = match request.call {
                     GatewayCall::Close { .. } => true,

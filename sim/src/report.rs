@@ -68,6 +68,8 @@ sometimes! {
     cooldown_blocked_then_released,
     /// The phone answered once more after it had answered
     duplicate_reply_ignored,
+    /// What of an account's history lies within the depth of the backfill was judged
+    depth_judged,
     /// Messages of a history page or chunk created their thread
     history_before_its_thread,
     /// A hole was given up
@@ -78,6 +80,8 @@ sometimes! {
     hole_found,
     /// A request that came late, or a second time, was refused by a precondition
     late_apply_refused,
+    /// What an account received within the lookback of recent sync was judged
+    lookback_judged,
     /// An instance that held accounts stopped being active
     mode_flip_while_holding,
     /// An account was given back by one living instance and taken by another

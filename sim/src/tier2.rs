@@ -68,6 +68,7 @@ struct World {
 /// What the director brings about.
 #[derive(Clone, Copy, Debug)]
 enum Ev {
+    CheckHandOver(u32),
     CheckOwners,
     /// Everything has settled
     CountHoles,
@@ -126,6 +127,7 @@ async fn direct(scenario: Scenario, trace: Trace) -> Result<(Report, Trace), Pol
         })
         .await;
         match event {
+            Ev::CheckHandOver(p) => world.look(|t| t.checker.check_hand_over(t.now, p, &t.net)),
             Ev::CheckOwners => world.look(|t| {
                 if let Some(again) = t.checker.check_owners(t.now, &t.net) {
                     t.schedule(again, Ev::CheckOwners);
@@ -244,13 +246,16 @@ fn partition(world: &World, p: u32) {
             let process = &truth.processes[p as usize];
             (process.node, process.instance)
         };
+        let mut whole = true;
         for (requests, from, to) in [(true, node, store), (false, store, node)] {
             if truth.faults.on(Kind::StorePartition { requests }, instance, truth::NOBODY) {
+                whole = false;
                 network.clog_link(from, to);
             } else {
                 network.unclog_link(from, to);
             }
         }
+        truth.checker.disturbed(if whole { truth.now } else { Real::NEVER }, p);
     });
 }
 

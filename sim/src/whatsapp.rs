@@ -686,6 +686,11 @@ pub fn message_text(account: u16, message: MessageRef) -> SmolStr {
     format_smolstr!("a{account}t{}m{}", message.thread, message.index)
 }
 
+/// The address of a member of a group.
+pub fn member(number: u8) -> SmolStr {
+    format_smolstr!("4079900{number:03}@s.whatsapp.net")
+}
+
 /// What a message says after an edit.
 pub fn edited_text(account: u16, message: MessageRef, number: u32) -> SmolStr {
     format_smolstr!("{} edited {number}", message_text(account, message))

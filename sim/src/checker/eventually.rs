@@ -13,12 +13,12 @@ use crate::whatsapp::WhatsApp;
 impl Checker {
     /// When hand-overs have to be done, and everything that can be connected is.
     pub fn settled(&self) -> Real {
-        self.quiet_from.after(hand_over_bound(&self.policy)).after(connect_bound(&self.policy))
+        self.handed_over().after(connect_bound(&self.policy))
     }
 
     /// When every account has to have an owner.
     pub fn handed_over(&self) -> Real {
-        self.quiet_from.after(hand_over_bound(&self.policy))
+        self.quiet_from.after(self.hand_over_bound())
     }
 
     /// L1: if an instance has healed, every account with credentials has exactly one owner that
@@ -67,13 +67,17 @@ impl Checker {
     pub fn check_hand_over(&mut self, at: Real, process: u32, net: &WhatsApp) {
         let old = &self.processes[process as usize];
         let (Some(asked), Some(ended)) = (old.stop_asked, old.ended) else { return };
+        if old.disturbed >= asked {
+            return;
+        }
         // Who has just started has to begin a session and look around first.
         let ready = Real(asked.0.saturating_sub(SETTLING));
         // Others that were there may have a share in what is free, and must be able to take it.
         let calm = self.processes.iter().enumerate().all(|(number, p)| {
             let old = number as u32 == process || p.ended.is_some_and(|ended| ended < ready);
             let successor = p.started >= ended && p.disturbed == p.started;
-            old || (p.alive && !p.paused && p.disturbed < ready) || successor
+            let stops = p.stop_asked.is_some();
+            old || (p.alive && !p.paused && !stops && p.disturbed < ready) || (successor && !stops)
         });
         if !calm {
             return;
@@ -108,17 +112,43 @@ impl Checker {
 
     /// How long taking over from a process that has given everything back may take, in
     /// milliseconds: the longest wait of a passive instance, or a shared one's look at the others,
-    /// and rounds of reading and writing.
+    /// for the hint may be lost; and rounds of reading and writing, of which every account takes
+    /// one.
     pub fn hand_over_after_stop(&self) -> u64 {
-        let look = self.policy.passive_retry.max(self.policy.session_term / 3);
-        (look + look / 5 + Duration::from_secs(15)).as_millis() as u64
+        let look =
+            if self.shared() { self.policy.session_term / 3 } else { self.policy.passive_retry };
+        self.taken_after(look + look / 5)
+    }
+
+    /// How long it takes until accounts are taken by somebody who finds out so much later that they
+    /// are free, in milliseconds.
+    fn taken_after(&self, found_out: Duration) -> u64 {
+        let rounds = Duration::from_secs(3) + Duration::from_millis(300) * self.ids.len() as u32;
+        (found_out + rounds).as_millis() as u64
     }
 
     /// How long an account that was given back to be shared out anew may be without an owner, in
     /// milliseconds: where the hint of it is lost nobody else looks soon, and whoever gave it back
     /// may take it again once it has been nobody's for the bound of rule 12.
     fn hand_over_after_move(&self) -> u64 {
-        self.hand_over_after_stop() + self.policy.unowned_bound.as_millis() as u64
+        self.taken_after(self.policy.unowned_bound)
+    }
+
+    /// Detection (a term, one more if the last renewal arrived late), two looks a third of a term
+    /// apart, of which the later may come a poll late, lock-delay and a retry. Who shares may wait for
+    /// the bound of rule 12 beyond that, and what a Node instance left behind counts for its term.
+    fn hand_over_bound(&self) -> u64 {
+        let p = &self.policy;
+        let (poll, unowned) = if self.shared() {
+            (p.session_term / 3, p.unowned_bound)
+        } else {
+            (p.passive_retry, Duration::ZERO)
+        };
+        let poll = poll + poll / 5;
+        let marked = p.session_term * 2 + p.session_term / 3 + poll * 2;
+        let left_behind =
+            if self.beside_node { NODE_TERM + p.margin + poll } else { Duration::ZERO };
+        self.taken_after(marked + unowned + left_behind + p.lock_delay + poll)
     }
 
     /// L4, as it goes: a tick does not serve one account while another that is connected to the same
@@ -296,14 +326,8 @@ const PASSED: u64 = 2;
 /// How long before a stop another process has to have been there, in milliseconds.
 const SETTLING: u64 = 60_000;
 
-/// Detection (a term, one more if the last renewal arrived late), two looks a third of a term
-/// apart, polls, lock-delay, and as much again as rounds of reading and writing take.
-fn hand_over_bound(policy: &Settings) -> u64 {
-    let detection = policy.session_term * 2 + policy.session_term / 3 * 2;
-    let polls = policy.passive_retry * 3 + policy.session_renewal * 2 + policy.unowned_bound;
-    let bound = detection + polls + policy.lock_delay + Duration::from_secs(30);
-    bound.as_millis() as u64
-}
+/// How long a Node instance's lock lasts, and what its clock may be off.
+const NODE_TERM: Duration = Duration::from_secs(92);
 
 /// The longest wait before a reconnect, and the connecting.
 fn connect_bound(policy: &Settings) -> u64 {

@@ -8,13 +8,14 @@ use backfill_core::coverage::Coverage;
 use backfill_core::doc::{DocPath, Document, Value};
 use backfill_core::id::ThreadId;
 use backfill_core::incoming::Status;
+use backfill_core::time::StoreTime;
 use smol_str::SmolStr;
 
 use super::Checker;
 use crate::clock::Real;
 use crate::scenario::{AccountPlan, Regime, Scenario};
 use crate::store::SimStore;
-use crate::whatsapp::{Mail, MessageRef, What, WhatsApp, edited_text, message_text};
+use crate::whatsapp::{Mail, MessageRef, What, WhatsApp, edited_text, member, message_text};
 
 /// Which messages the store has.
 #[derive(Clone, Debug, Default)]
@@ -83,6 +84,9 @@ fn stored_message<'a>(
         store.document(&DocPath::new(&thread.messages(), &id).ok()?)
     })
 }
+
+/// So many of the newest messages of every conversation are compared with what WhatsApp knows.
+const LOOKED_AT: usize = 200;
 
 impl Messages {
     pub(super) fn new(scenario: &Scenario) -> Self {
@@ -200,8 +204,24 @@ impl Checker {
         }
     }
 
+    /// A page or a conversation of a chunk is stored. What is known of the conversation may have
+    /// other ends now, so that the phone is asked with each of them as if for the first time.
+    pub fn history_stored(&mut self, account: u16, mail: &[Mail]) {
+        self.told(account, mail);
+        let position = usize::from(self.position(account));
+        let stored = mail.iter().find_map(|mail| match mail {
+            Mail::Message(message) => Some(message.thread),
+            Mail::Happening(_) | Mail::Unreadable(_) => None,
+        });
+        if let (Some(thread), Some(seen)) = (stored, self.accounts.get_mut(position)) {
+            let elsewhere =
+                |id: &str| WhatsApp::parse_id(id).is_none_or(|(_, m)| m.thread != thread);
+            seen.tries.retain(|id, _| elsewhere(id));
+        }
+    }
+
     /// These are in the store, or ought to be.
-    pub fn told(&mut self, account: u16, mail: &[Mail]) {
+    fn told(&mut self, account: u16, mail: &[Mail]) {
         for mail in mail {
             if let Mail::Happening(n) = mail {
                 self.messages.told.insert((account, *n));
@@ -385,7 +405,9 @@ impl Checker {
         for position in 0..self.accounts.len() as u16 {
             let account = self.number(position);
             for thread in 0..net.threads(account) {
-                if let Some(wrong) = self.wrong_summary(position, account, thread, store, net) {
+                let summary = self.wrong_summary(position, account, thread, store, net);
+                let message = self.wrong_message(position, account, thread, store, net);
+                for wrong in [summary, message].into_iter().flatten() {
                     self.violate("S12", at, || {
                         format!("account {account}, thread {thread}: {wrong}")
                     });
@@ -404,6 +426,51 @@ impl Checker {
             }
         }
         self.messages.sent = sent;
+    }
+
+    /// What a document says of a message otherwise than WhatsApp does: when, by whom, in which
+    /// conversation. The messages of the inbox are its own business.
+    fn wrong_message(
+        &self,
+        position: u16,
+        account: u16,
+        thread: u16,
+        store: &SimStore,
+        net: &WhatsApp,
+    ) -> Option<String> {
+        let newest = (0..net.length(account, thread)).rev();
+        let newest = newest.map(|index| MessageRef { thread, index });
+        let stored =
+            newest.filter(|m| self.messages.has(position, *m) && !net.was_sent(account, *m));
+        stored.take(LOOKED_AT).find_map(|message| {
+            let known = net.message(account, message)?;
+            let Some(doc) = stored_message(account, message, store, net) else {
+                return Some(format!("message {} cannot be found", message.index));
+            };
+            let direction = if known.from_me { "outbound" } else { "inbound" };
+            let group = net.is_group(account, thread) && !known.from_me;
+            let sender = group.then(|| member(known.sender));
+            let told = (
+                doc.str("direction"),
+                doc.time("tsClient").map(StoreTime::as_secs),
+                doc.int("key.timestamp"),
+                doc.bool("key.fromMe"),
+                doc.str("senderJid"),
+                doc.str("threadId"),
+            );
+            let right = (
+                Some(direction),
+                Some(known.second),
+                Some(known.second),
+                Some(known.from_me),
+                sender.as_deref(),
+                doc.path.as_str().split('/').nth(1),
+            );
+            (told != right).then(|| {
+                let index = message.index;
+                format!("message {index} says {told:?} instead of {right:?}")
+            })
+        })
     }
 
     fn wrong_summary(
@@ -448,7 +515,9 @@ impl Checker {
             return Some(format!("shows {shown} instead of {}", first.second * 1_000));
         }
         // What lies under two names is put together when it is next mentioned.
-        let [doc] = documents.as_slice() else { return None };
+        let showing: Vec<&Arc<Document>> =
+            documents.into_iter().filter(|doc| !leads(doc)).collect();
+        let [doc] = showing.as_slice() else { return None };
         let mut directions = Vec::new();
         let mut texts: Option<(i64, Vec<SmolStr>)> = None;
         for m in stored {
@@ -637,7 +706,9 @@ impl Checker {
             let patience = |requests| requests * each * 2 + cycle;
             let whole = u32::MAX;
             let left = self.fillable(position, window, settled, whole, patience, (store, net));
-            if left.messages > 0 && patience(left.requests.max(to_fill.lookback)) < room {
+            let judged = patience(left.requests.max(to_fill.lookback)) < room;
+            self.sometimes.lookback_judged += u64::from(judged);
+            if left.messages > 0 && judged {
                 self.violate("L6", at, || format!("account {account}, lookback: missing {left:?}"));
             }
             let auto = &self.policy.auto_backfill;
@@ -646,7 +717,9 @@ impl Checker {
             let window = (i64::MIN, settled.second());
             let patience = |requests| requests * each * 3 + wait;
             let left = self.fillable(position, window, settled, auto.depth, patience, (store, net));
-            if left.messages > 0 && patience(left.requests.max(to_fill.depth)) < room {
+            let judged = patience(left.requests.max(to_fill.depth)) < room;
+            self.sometimes.depth_judged += u64::from(judged);
+            if left.messages > 0 && judged {
                 self.violate("L6", at, || format!("account {account}, depth: missing {left:?}"));
             }
         }

@@ -168,7 +168,9 @@ impl Client {
             }
             // What cannot be stored stays on the phone, and whoever asked will ask again.
             if client.0.handle.page(request, thread, page_end(more), parcel).await.is_ok() {
-                client.0.wire.world().look(|truth| truth.checker.told(account, &mail));
+                client.0.wire.world().look(|truth| {
+                    truth.checker.history_stored(account, &mail);
+                });
             }
         });
     }
@@ -326,7 +328,7 @@ impl Client {
                 if new_thread {
                     truth.checker.history_before_thread();
                 }
-                truth.checker.told(account, mail);
+                truth.checker.history_stored(account, mail);
             });
         }
         self.0.handle.report(id.clone(), GatewayEvent::ChunkStored { chunk, counts });

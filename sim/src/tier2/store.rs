@@ -90,6 +90,9 @@ impl Server {
                 let session = truth.checker.touched_by_call(&request.call).session;
                 truth.checker.unknown(p, false, request.core && session);
             }
+            if !matches!(fate, Fate::Usual) || delay > 500 {
+                truth.checker.disturbed(truth.now, p);
+            }
             let again = match (is_commit, &fate) {
                 (true, Fate::Usual) => truth.strikes(p, Kind::StoreDuplicate { ms: 0 }),
                 _ => None,

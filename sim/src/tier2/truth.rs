@@ -174,6 +174,7 @@ impl Truth {
         }
         process.state = State::Paused(until);
         process.disturbed = true;
+        self.checker.disturbed(self.now, p);
         Handle::current().pause(process.node);
         self.checker.paused(self.now, p);
         self.trace.note(self.now, || Entry::Paused { process: p, until });
@@ -206,6 +207,10 @@ impl Truth {
         // Whoever keeps processes running starts another one, unless it is meant to be down.
         self.schedule(self.now.after(1_000), Ev::Start(instance));
         self.checker.ended(self.now, p, graceful, disturbed);
+        if graceful && !disturbed {
+            let due = self.now.after(self.checker.hand_over_after_stop());
+            self.schedule(due, Ev::CheckHandOver(p));
+        }
         self.trace.note(self.now, || Entry::Ended { process: p, graceful });
         Handle::current().kill(node);
     }

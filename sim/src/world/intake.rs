@@ -24,7 +24,7 @@ use crate::scenario::AccountPlan;
 use crate::trace::Entry;
 use crate::variant::Slip;
 use crate::whatsapp::{
-    ConnKey, Mail, MessageRef, Stretch, What, WhatsApp, edited_text, message_text,
+    ConnKey, Mail, MessageRef, Stretch, What, WhatsApp, edited_text, member, message_text,
 };
 
 /// A task that stores messages of one account.
@@ -169,7 +169,7 @@ impl World {
             self.checker.history_before_thread();
         }
         if history {
-            self.checker.told(task.account, &task.mail);
+            self.checker.history_stored(task.account, &task.mail);
         }
         match task.origin {
             Origin::Realtime { connection } => {
@@ -317,8 +317,7 @@ fn handed_in(
     let known = net.message(account, message)?;
     let jid = net.jid(account, message.thread, lid)?;
     let group = net.is_group(account, message.thread);
-    let participant: Option<SmolStr> = (group && !known.from_me)
-        .then(|| format_smolstr!("4079900{:03}@s.whatsapp.net", known.sender));
+    let participant: Option<SmolStr> = (group && !known.from_me).then(|| member(known.sender));
     let sender = || match known.from_me {
         true => Author::Me,
         false => Author::Person(participant.clone().unwrap_or_else(|| jid.clone())),
