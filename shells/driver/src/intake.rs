@@ -21,7 +21,7 @@ use crate::calls::{Calls, reach};
 use crate::handle::{Arrival, Handle};
 use crate::ingest::Ingest;
 use crate::permits::{Permit, Permits};
-use crate::port::{Runtime, Store};
+use crate::port::{Runtime, Store, StoreError};
 
 /// Records of one account, to be stored together.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ pub struct Parcel {
 }
 
 /// Why messages may not be acknowledged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Withhold {
     /// Somebody else may own the account by now
     #[error("this process does not own the account any more")]
@@ -45,10 +45,16 @@ pub enum Withhold {
     NotStored(#[from] NotStored),
 }
 
-/// Messages could not be stored, or not now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the messages could not be stored")]
-pub struct NotStored;
+/// Why messages are not stored, or not now.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum NotStored {
+    /// The instance has ended
+    #[error("the instance has ended")]
+    Ended,
+    /// The store failed again and again; this is what it said last
+    #[error("the messages could not be stored: {0}")]
+    Failed(Arc<StoreError>),
+}
 
 impl Handle {
     /// Stores what came live or from the offline queue over `connection`, and reports it. `Ok` means
@@ -70,9 +76,9 @@ impl Handle {
         match stored {
             Ok(facts) if self.believes(&account) => Ok(facts.rejected),
             Ok(_) => Err(Withhold::NotOwner),
-            Err(NotStored) => {
+            Err(not_stored) => {
                 self.report(account, GatewayEvent::IngestFailed { connection });
-                Err(NotStored.into())
+                Err(not_stored.into())
             }
         }
     }
@@ -132,7 +138,7 @@ impl Handle {
         let Parcel { account, records, twins } = parcel;
         let (done, stored) = oneshot::channel();
         intake.push((account, way), Waiting { records, twins, done });
-        stored.await.unwrap_or(Err(NotStored))
+        stored.await.unwrap_or(Err(NotStored::Ended))
     }
 
     fn ingested(&self, account: AccountId, ingested: Ingested) {
@@ -283,7 +289,7 @@ async fn store_together<S: Store, R: Runtime>(
             let record = rejected.record.checked_sub(range.start)?;
             (record < range.len()).then_some(Rejected { record, ..*rejected })
         };
-        let result = result.as_ref().map_err(|failed| *failed).map(|facts| Facts {
+        let result = result.as_ref().map_err(NotStored::clone).map(|facts| Facts {
             threads: facts.threads.clone(),
             rejected: facts.rejected.iter().filter_map(mine).collect(),
         });
@@ -304,14 +310,14 @@ async fn store<S: Store, R: Runtime>(
     let now = loop {
         match calls.store_time().await {
             Ok(now) => break now,
-            Err(_) => patience.failed(&calls.runtime).await?,
+            Err(error) => patience.failed(&calls.runtime, error).await?,
         }
     };
     let mut batch = Batch::new(account, records, now, twins);
     loop {
         match ingest.store(now, &mut batch).await {
             Ok(facts) => return Ok(facts),
-            Err(_) => patience.failed(&calls.runtime).await?,
+            Err(error) => patience.failed(&calls.runtime, error).await?,
         }
     }
 }
@@ -322,10 +328,14 @@ struct Patience {
 }
 
 impl Patience {
-    async fn failed<R: Runtime>(&mut self, runtime: &R) -> Result<(), NotStored> {
+    async fn failed<R: Runtime>(
+        &mut self,
+        runtime: &R,
+        error: StoreError,
+    ) -> Result<(), NotStored> {
         self.failures += 1;
         if self.failures >= FAILURES {
-            return Err(NotStored);
+            return Err(NotStored::Failed(Arc::new(error)));
         }
         reach(runtime, runtime.now() + Duration::from_millis(100 << self.failures)).await;
         Ok(())
@@ -390,7 +400,7 @@ mod tests {
         let w = World::owner();
         let first = w.realtime(&["A1"]);
         w.hand.settle();
-        assert_eq!(*first.lock().unwrap(), Some(Ok(Vec::new())));
+        assert!(acknowledged(&first));
         assert_eq!(w.messages(), 1);
         let before = w.store.commits();
         // What waits goes into one batch, and what cannot be stored disturbs nobody else.
@@ -413,14 +423,14 @@ mod tests {
         w.store.refuse(3);
         let end = w.realtime(&["A1"]);
         w.hand.settle();
-        assert_eq!(*end.lock().unwrap(), Some(Ok(Vec::new())));
+        assert!(acknowledged(&end));
         w.store.set(Mood::Silent);
         let end = w.realtime(&["A2"]);
         w.hand.pass(Duration::from_secs(1));
         w.store.set(Mood::Fine);
-        assert_eq!(*end.lock().unwrap(), None);
+        assert!(end.lock().unwrap().is_none());
         w.hand.pass(Duration::from_secs(4));
-        assert_eq!(*end.lock().unwrap(), Some(Ok(Vec::new())));
+        assert!(acknowledged(&end));
         assert_eq!(w.messages(), 2);
     }
 
@@ -430,7 +440,8 @@ mod tests {
         w.store.set(Mood::Down);
         let end = w.realtime(&["A1"]);
         w.hand.pass(Duration::from_secs(5));
-        assert_eq!(*end.lock().unwrap(), Some(Err(Withhold::NotStored(NotStored))));
+        let said = withheld(&end).unwrap().to_string();
+        assert_eq!(said, "the messages could not be stored: the store is not available");
         assert_eq!(w.reported(), ["failed"]);
         assert!(w.gateway.calls().contains(&"close"));
     }
@@ -446,7 +457,7 @@ mod tests {
         let end = w.realtime(&["A1"]);
         w.hand.settle();
         assert!(!w.handle.believes(&account()));
-        assert_eq!(*end.lock().unwrap(), Some(Err(Withhold::NotOwner)));
+        assert!(matches!(withheld(&end), Some(Withhold::NotOwner)));
         assert_eq!(w.messages(), 1, "stored all the same");
     }
 
@@ -486,7 +497,7 @@ mod tests {
         w.store.set(Mood::Fine);
         let live = w.realtime(&["A1"]);
         w.hand.settle();
-        assert_eq!(*live.lock().unwrap(), Some(Ok(Vec::new())));
+        assert!(acknowledged(&live));
         assert_eq!((room.live.free(), room.live.waiting()), (PARCELS, 0));
         w.hand.pass(Duration::from_secs(5));
         assert_eq!((room.history.free(), room.history.waiting()), (PARCELS, 0));
@@ -528,11 +539,20 @@ mod tests {
         let end = w.realtime(&["A1"]);
         w.hand.settle();
         assert_eq!(*late.lock().unwrap(), Some(Err(crate::Ended)));
-        assert_eq!(*end.lock().unwrap(), Some(Err(Withhold::NotStored(NotStored))));
+        assert!(matches!(withheld(&end), Some(Withhold::NotStored(NotStored::Ended))));
     }
 
     type End = Arc<Mutex<Option<Result<Vec<Rejected>, Withhold>>>>;
     type HistoryEnd = Arc<Mutex<Option<Result<Facts, NotStored>>>>;
+
+    /// Whether all of it is stored and may be acknowledged.
+    fn acknowledged(end: &End) -> bool {
+        matches!(&*end.lock().unwrap(), Some(Ok(rejected)) if rejected.is_empty())
+    }
+
+    fn withheld(end: &End) -> Option<Withhold> {
+        end.lock().unwrap().clone()?.err()
+    }
 
     struct World {
         hand: Hand,

@@ -106,8 +106,9 @@ impl Desk {
         let account = self.account.id.clone();
         let parcel = Parcel { account, records, twins: self.account.twins() };
         // That it failed is reported; there is nobody who would deliver it again.
-        if self.handle.realtime(self.connection, parcel).await.is_err() {
-            tracing::warn!(account = %self.account.id, "[realtime] receipts or names were lost");
+        if let Err(error) = self.handle.realtime(self.connection, parcel).await {
+            let account = &self.account.id;
+            tracing::warn!(%account, %error, "[realtime] receipts or names were lost");
         }
     }
 

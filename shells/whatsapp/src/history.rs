@@ -186,7 +186,11 @@ impl History {
         let account = self.account.id.clone();
         let parcel = Parcel { account, records, twins: self.account.twins() };
         let handed_in = self.handle.conversation(chunk, cursor, end, parcel).await;
-        let facts = handed_in.map_err(|_| Stopped::NotStored)?;
+        let facts = handed_in.map_err(|error| {
+            let account = &self.account.id;
+            tracing::warn!(%account, %error, "[history-sync] a history chunk waits to be stored");
+            Stopped::NotStored
+        })?;
         for thread in &facts.threads {
             counts.saved += thread.new;
             counts.skipped += thread.total.saturating_sub(thread.new);

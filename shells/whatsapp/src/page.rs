@@ -98,8 +98,8 @@ pub(crate) async fn arrived(
         let request = mine.map(|asked| asked.request);
         let parcel =
             Parcel { account: account.id.clone(), records: messages, twins: Arc::clone(&twins) };
-        if handle.page(request, thread, end, parcel).await.is_err() {
-            tracing::warn!(account = %account.id, "[recent-sync] a page could not be stored");
+        if let Err(error) = handle.page(request, thread, end, parcel).await {
+            tracing::warn!(account = %account.id, %error, "[recent-sync] a page could not be stored");
         }
     }
     if let Some(asked) = asked.filter(|_| !answered) {
