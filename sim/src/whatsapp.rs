@@ -509,7 +509,8 @@ impl WhatsApp {
                 }
             }
             Later::Pair(key, step) => {
-                if line.conn.as_ref().is_none_or(|conn| conn.key != key) {
+                // The client has a part in linking: nothing comes of it on a connection gone silent.
+                if line.conn.as_ref().is_none_or(|conn| conn.key != key || conn.silent) {
                     return;
                 }
                 let scanned = now.second() * 1_000 >= line.scanned_at(now, step);

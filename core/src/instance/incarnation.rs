@@ -251,13 +251,22 @@ impl Instance {
         }
     }
 
-    /// One write frees everything this session owned.
+    /// One write frees everything this session owned. What is still connected when the time for
+    /// stopping is over is freed by expiry, before which it is closed.
     pub(super) fn end_session(&mut self) {
         if self.session.is_ending() {
             return;
         }
+        let connected = |account: &Account| {
+            account.tenure.as_ref().is_some_and(|tenure| tenure.link.connection().is_some())
+        };
+        let connected = self.accounts.values().any(connected);
         for id in self.held_accounts() {
             self.drop_tenure(&id);
+        }
+        if connected {
+            self.end_boot(false);
+            return;
         }
         let timeout = self.host.policy.stop_timeout;
         self.host.in_ms(Timer::StopTimeout, timeout);

@@ -1,6 +1,6 @@
 //! The gateway of a process: connections to WhatsApp, and what comes over them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use backfill_core::id::RequestId;
 use backfill_core::io::{
@@ -22,6 +22,8 @@ use crate::whatsapp::{ConnKey, Delivery, FOREIGN, Mail, Page};
 pub(super) struct Gateway {
     /// By account and the request that opened it
     links: BTreeMap<(u16, u64), Link>,
+    /// Requests to connect whose connections were told to close before they began
+    closed_early: BTreeSet<u64>,
     /// Requests for history that wait for an answer
     asked: BTreeMap<u64, RunKind>,
     /// Chunks that arrived and are not in the spool yet
@@ -212,6 +214,9 @@ impl World {
     }
 
     fn open_link(&mut self, p: u32, account: u16, id: RequestId) -> Answer {
+        if self.processes[p as usize].gateway.closed_early.remove(&id.0) {
+            return Answer::Rejected(Rejection::Unavailable);
+        }
         let key = ConnKey { process: p, request: id.0 };
         let instance = self.processes[p as usize].instance;
         let opening = self.net.open(self.now, account, key, instance, &mut self.faults);
@@ -247,8 +252,9 @@ impl World {
             0 => close * 9 / 10,
             _ => process.chance.between(5, 60),
         };
-        if let Some(link) = process.gateway.links.get_mut(&(account, connection.0)) {
-            link.closing = true;
+        match process.gateway.links.get_mut(&(account, connection.0)) {
+            Some(link) => link.closing = true,
+            None => drop(process.gateway.closed_early.insert(connection.0)),
         }
         let step = Step::Closed { account, connection, request };
         self.queue.push(self.now.after(wait), Ev::Gateway(p, step));
