@@ -185,9 +185,11 @@ impl Tenure {
     /// Shows now and then that the gap filler has nothing to do. Each account does so in its own
     /// time: a tick over thousands would have thousands of commits at once.
     pub(crate) fn stamp_idle_sync(&mut self, host: &mut Host) {
-        host.in_ms(self.timer(AccountTimer::Idle), host.policy.idle_stamp);
         let busy = self.runs.contains_key(&RunKind::RecentSync) || self.has_holes_to_close();
-        if self.is_connected() && !busy {
+        let idle = self.is_connected() && !busy;
+        let again = if idle { host.policy.idle_stamp } else { host.policy.recent_sync.interval };
+        host.in_ms(self.timer(AccountTimer::Idle), again);
+        if idle {
             self.ledger.set_account(account::LAST_RECENT_SYNC_AT, FieldOp::ServerTime);
             self.ledger.push(Purpose::Patch);
         }

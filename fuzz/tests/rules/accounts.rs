@@ -44,6 +44,24 @@ fn a_new_account_is_connected_and_paired() {
 }
 
 #[test]
+fn an_account_that_is_linked_late_soon_shows_that_there_is_nothing_to_sync() {
+    let mut rig = Rig::exclusive();
+    rig.nodes[0].opens = false;
+    let account = rig.add_account(1, "connecting");
+    rig.pass(5 * 60_000);
+    let [(_, connection)] = rig.nodes[0].connects(&account)[..] else { panic!("one connection") };
+    rig.tell(0, &account, GatewayEvent::Paired { connection });
+    rig.tell(0, &account, GatewayEvent::Opened { connection });
+    rig.tell(0, &account, GatewayEvent::Drained { connection, announced: 0, stored: 0 });
+    let stamped = |rig: &Rig| rig.doc(&account.path()).and_then(|d| d.time("lastRecentSyncAt"));
+    rig.until(2 * 120_000, |rig| stamped(rig).is_some());
+    let first = stamped(&rig);
+    rig.pass(14 * 60_000);
+    assert_eq!(stamped(&rig), first, "and then every 15 minutes");
+    rig.until(2 * 60_000, |rig| stamped(rig) != first);
+}
+
+#[test]
 fn nobody_scans_and_the_next_code_is_for_the_asking() {
     let mut rig = Rig::exclusive();
     rig.nodes[0].opens = false;
