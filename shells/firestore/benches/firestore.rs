@@ -4,19 +4,18 @@
 //! beforehand, sent by the raw client with as many in flight. Ratios are within one run, in
 //! alternating rounds; the emulator's JIT is warmed up first.
 //!
-//! Seen on 2026-11-28 with `cargo bench --workspace --bench firestore --profile test`, on two cores
-//! that twenty other processes wanted, and with Rust hardly optimised: only the ratio, the bytes
-//! and the client's CPU time are worth something.
+//! Seen with `cargo bench --workspace --bench firestore` on 2 virtual cores, which the emulator
+//! shares:
 //!
 //! | | msg/s | client CPU us per message |
-//! |---|---|---|
-//! | ingest of new history | 1356 | 24.1 |
-//! | the same again | 2690 | 33.0 |
-//! | the raw client, same requests | 1399 | 9.9 |
+//! |---|---:|---:|
+//! | ingest of new history | 12,904 | 16.5 |
+//! | the same again | 26,614 | 19.3 |
+//! | the raw client, same requests | 13,616 | 6.1 |
 //!
-//! 1060 bytes of requests per message. Ratio to the ceiling 0.98, the median of 0.68 to 1.07.
-//! Lease acquired with 1, 8 and 32 contenders: p50 55, 39 and 55 ms; p99 10.2 s (the cold
-//! emulator's first), 0.86 s and 0.47 s.
+//! 1,060 bytes of requests per message. Ratio to the ceiling 0.93 (goal: 0.9), the median of 0.68
+//! to 1.27. Lease acquired with 1, 8 and 32 contenders: p50 4.6, 8.6 and 15 ms; p99 10, 19 and
+//! 37 ms.
 
 #[expect(dead_code, reason = "the bench connects as the store does, and to an emulator only")]
 #[expect(unreachable_pub, reason = "public in the crate it belongs to")]

@@ -2,21 +2,20 @@
 //!
 //! The yardstick is a bare loop of prepared inserts into the same tables with the same settings,
 //! one transaction per batch; the store reads every document first, checks, merges and encodes.
-//! Both run in turn, and a ratio is the median of the rounds' ratios. On a busy machine the ratio
-//! of CPU time says more: waiting for the disk apart, it is what a quiet one would show.
+//! Both run in turn, and a ratio is the median of the rounds' ratios.
 //!
-//! Seen on 2026-11-28 with `cargo bench --workspace --bench sqlite --profile test`, on two cores
-//! that twenty other processes wanted, and with Rust hardly optimised:
+//! Seen with `cargo bench --workspace --bench sqlite` on 2 virtual cores (goal: 0.7):
 //!
-//! | per batch | CPU us per message, store and bare | bare / store | wall clock, store / bare |
-//! |---|---|---|---|
-//! | 1 | 141, 168 | 1.18 | 4.0 |
-//! | 10 | 34, 38 | 1.07 | 2.2 |
-//! | 100 | 17.5, 13.4 | 0.76 | 0.70 |
-//! | 500 | 9.4, 6.6 | 0.71 | 1.05 |
+//! | per batch | store, msg/s | bare, msg/s | ratio | CPU us per message, store and bare | ratio |
+//! |---:|---:|---:|---:|---|---:|
+//! | 1 | 4,271 | 5,557 | 0.77 | 132, 94 | 0.69 |
+//! | 10 | 20,117 | 26,096 | 0.76 | 33.2, 24.3 | 0.75 |
+//! | 100 | 62,805 | 78,189 | 0.81 | 13.1, 10.0 | 0.76 |
+//! | 500 | 111,116 | 153,895 | 0.72 | 7.9, 5.3 | 0.67 |
 //!
-//! New history through ingest: 16.1 us CPU per message; the same again: 12.7. One durable
-//! compare-and-set: p50 0.18 ms, p99 10 ms; beside bulk commits of 500: p50 0.20 ms, p99 8 ms.
+//! New history through ingest: 57,811 msg/s, 14.1 us CPU per message; the same again: 113,413 and
+//! 8.7. One durable compare-and-set: p50 0.26 ms, p99 0.34 ms; beside bulk commits of 500: p50
+//! 9.5 ms, p99 33 ms.
 
 use std::hint::black_box;
 use std::path::Path;
