@@ -1,6 +1,19 @@
 //! What the server takes and how fast it is, with real processes on this machine.
 //!
-//! WhatsApp's double and the Firestore emulator run beside the server and share its processors.
+//! WhatsApp's double and the Firestore emulator run beside the server and share its processors. Seen
+//! with `cargo run --release -p demo -- measure` on 2 virtual cores:
+//!
+//! | | |
+//! |---|---|
+//! | from the start to `/ready`, and to ACTIVE | 31 ms, 121 ms |
+//! | other instance ACTIVE after SIGTERM | 0.10 s |
+//! | … after kill -9, with a term of 10 s | 15 s |
+//! | 1 idle account | 32.3 MB, 0.09 % of one processor |
+//! | 30 idle accounts | 38.8 MB, 0.15 % |
+//! | wire to SQLite | 1,128 live messages a second, 41,954 of a history |
+//! | wire to Firestore, emulated | 446 and 8,224 |
+//! | `/ready` under load, p50 and p99, store running | 0.37 ms, 3.8 ms |
+//! | … store stopped | 0.13 ms, 0.63 ms |
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -132,6 +145,7 @@ async fn idle(accounts: usize) -> Result<()> {
     let fleet = place.fleet(&[
         ("MAX_ACCOUNTS", "200"),
         ("RATE_LIMIT_PER_IP", "0"),
+        ("RATE_LIMIT_PER_TOKEN", "0"),
         ("AUTO_BACKFILL_CONNECT_DELAY_MIN_MS", "100"),
         ("AUTO_BACKFILL_CONNECT_DELAY_MAX_MS", "200"),
         ("AUTO_BACKFILL_MAX_CONCURRENCY", "20"),
