@@ -28,8 +28,8 @@ pub(crate) fn backoff_left(host: &Host, stamps: &Stamps) -> Duration {
     host.policy.auto_backfill.backoff.saturating_sub(since) + Duration::from_millis(100)
 }
 
-/// Why a run may not start now, by the store's clock, if it may not. Manual runs skip cooldown and backoff, the run
-/// after a connect skips the cooldown.
+/// Why a run may not start `now`, by the store's clock, if it may not. Manual runs skip cooldown and
+/// backoff, the run after a connect skips the cooldown.
 pub(crate) fn refuses(
     host: &Host,
     now: StoreTime,

@@ -428,6 +428,17 @@ impl Checker {
         self.messages.sent = sent;
     }
 
+    /// Those of a conversation's messages that are in the store, or ought to be, newest first.
+    fn newest_stored(
+        &self,
+        position: u16,
+        thread: u16,
+        length: u32,
+    ) -> impl Iterator<Item = MessageRef> {
+        let all = (0..length).rev().map(move |index| MessageRef { thread, index });
+        all.filter(move |message| self.messages.has(position, *message))
+    }
+
     /// What a document says of a message otherwise than WhatsApp does: when, by whom, in which
     /// conversation. The messages of the inbox are its own business.
     fn wrong_message(
@@ -438,11 +449,9 @@ impl Checker {
         store: &SimStore,
         net: &WhatsApp,
     ) -> Option<String> {
-        let newest = (0..net.length(account, thread)).rev();
-        let newest = newest.map(|index| MessageRef { thread, index });
-        let stored =
-            newest.filter(|m| self.messages.has(position, *m) && !net.was_sent(account, *m));
-        stored.take(LOOKED_AT).find_map(|message| {
+        let stored = self.newest_stored(position, thread, net.length(account, thread));
+        let others = stored.filter(|message| !net.was_sent(account, *message));
+        others.take(LOOKED_AT).find_map(|message| {
             let known = net.message(account, message)?;
             let Some(doc) = stored_message(account, message, store, net) else {
                 return Some(format!("message {} cannot be found", message.index));
@@ -482,8 +491,7 @@ impl Checker {
         net: &WhatsApp,
     ) -> Option<String> {
         let length = net.length(account, thread);
-        let newest = (0..length).rev().map(|index| MessageRef { thread, index });
-        let mut stored = newest.filter(|m| self.messages.has(position, *m)).peekable();
+        let mut stored = self.newest_stored(position, thread, length).peekable();
         let first = net.message(account, *stored.peek()?)?;
         let documents: Vec<&Arc<Document>> = [false, true]
             .into_iter()
