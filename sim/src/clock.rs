@@ -153,9 +153,10 @@ impl Clock {
 }
 
 fn run(value: u64, ms: u64, ppm: i32) -> u64 {
-    let ms = i128::from(ms);
-    let gone = ms + (ms * i128::from(ppm)).div_euclid(1_000_000);
-    value.saturating_add(u64::try_from(gone).unwrap_or(0))
+    let ppm = i64::from(ppm);
+    let (millions, rest) = ((ms / 1_000_000) as i64, (ms % 1_000_000) as i64);
+    let ahead = millions.saturating_mul(ppm).saturating_add((rest * ppm).div_euclid(1_000_000));
+    value.saturating_add(ms).saturating_add_signed(ahead)
 }
 
 /// After how many real milliseconds a clock of this rate has gone `value` on; `None` for never.

@@ -4,6 +4,7 @@
 //! and cancellations; the store and WhatsApp are other nodes, reached by messages only. Scenarios
 //! and checker are those of tier 1.
 
+mod agenda;
 mod clock;
 mod gateway;
 mod process;
@@ -13,19 +14,20 @@ mod whatsapp;
 mod wire;
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
 use backfill_core::id::BootId;
 use backfill_core::io::{CloseReason, Command};
 use backfill_core::policy::PolicyErrors;
-use madsim::net::{Endpoint, NetSim};
+use madsim::net::Endpoint;
 use madsim::runtime::{Handle, Runtime};
 use madsim::time::TimeHandle;
 
+use self::agenda::Agenda;
 use self::truth::{Process, State, Truth};
-use self::wire::{PEOPLE, STORE, ToProcess, WHATSAPP, send};
+use self::wire::{Lines, PEOPLE, STORE, WHATSAPP};
 use crate::chance::draw;
 use crate::clock::Real;
 use crate::report::Report;
@@ -49,7 +51,9 @@ pub fn run(scenario: Scenario, trace: Trace) -> Result<(Report, Trace), PolicyEr
             let mut config = madsim::Config::default();
             config.net.send_latency = Duration::from_millis(1)..Duration::from_millis(6);
             let runtime = Runtime::with_seed_and_config(scenario.seed, config);
-            runtime.block_on(direct(scenario, trace))
+            let world = runtime.block_on(direct(scenario, trace))?;
+            // What was to happen in the same instant has happened.
+            Ok(world.look(Truth::finish))
         })
         .expect("a thread can be started");
     match world.join() {
@@ -61,7 +65,7 @@ pub fn run(scenario: Scenario, trace: Trace) -> Result<(Report, Trace), PolicyEr
 /// Reaches what is true from everywhere in the world.
 #[derive(Clone)]
 struct World {
-    truth: Arc<Mutex<Option<Truth>>>,
+    truth: Arc<Mutex<Truth>>,
     time: TimeHandle,
 }
 
@@ -83,10 +87,14 @@ enum Ev {
 }
 
 impl World {
+    /// The next event of an agenda, when its time comes.
+    async fn next<E>(&self, agenda: impl Fn(&mut Truth) -> &mut Agenda<E>) -> E {
+        poll_fn(|cx| self.look(|truth| agenda(truth).poll_next(cx))).await
+    }
+
     /// Looks at what is true now.
     fn look<T>(&self, look: impl FnOnce(&mut Truth) -> T) -> T {
-        let mut truth = self.truth.lock().unwrap_or_else(PoisonError::into_inner);
-        let truth = truth.as_mut().expect("the world has not ended");
+        let truth = &mut *self.truth.lock().unwrap_or_else(PoisonError::into_inner);
         truth.now = clock::real(&self.time);
         truth.faults.advance(truth.now);
         let seen = look(truth);
@@ -95,38 +103,22 @@ impl World {
     }
 }
 
-async fn direct(scenario: Scenario, trace: Trace) -> Result<(Report, Trace), PolicyErrors> {
+/// Lets a world live to its end.
+async fn direct(scenario: Scenario, trace: Trace) -> Result<World, PolicyErrors> {
     let truth = Truth::new(scenario, trace)?;
     let time = TimeHandle::current();
-    let world = World { truth: Arc::new(Mutex::new(Some(truth))), time };
-    let place = |name: &str, at: &str| {
-        let ip = at.split(':').next().and_then(|ip| ip.parse().ok());
-        Handle::current().create_node().name(name).ip(ip.expect("an address")).build()
-    };
+    let world = World { truth: Arc::new(Mutex::new(truth)), time };
+    let place =
+        |name: &str, at: SocketAddr| Handle::current().create_node().name(name).ip(at.ip()).build();
     place("store", STORE).spawn(store::serve(world.clone()));
     place("whatsapp", WHATSAPP).spawn(whatsapp::serve(world.clone()));
-    let people = place("people", PEOPLE);
-    let desk = people
-        .spawn(async { Endpoint::bind(PEOPLE).await.expect("nobody else is there") })
-        .await
-        .expect("binding does not end the node");
+    let desk = Lines::new();
+    place("people", PEOPLE).spawn(take_in(desk.clone()));
 
     world.look(plan_ahead);
     let mut node = node::Node::default();
     loop {
-        let event = poll_fn(|cx| {
-            world.look(|truth| {
-                let Some(at) = truth.plan.next() else { return Poll::Ready(Ev::End) };
-                if at <= truth.now {
-                    return Poll::Ready(truth.plan.pop().map_or(Ev::End, |(_, event)| event));
-                }
-                truth.director = Some(cx.waker().clone());
-                clock::alarm(&world.time, at, cx.waker());
-                Poll::Pending
-            })
-        })
-        .await;
-        match event {
+        match world.next(|truth| &mut truth.plan).await {
             Ev::CheckHandOver(p) => world.look(|t| t.checker.check_hand_over(t.now, p, &t.net)),
             Ev::CheckOwners => world.look(|t| {
                 if let Some(again) = t.checker.check_owners(t.now, &t.net) {
@@ -136,7 +128,7 @@ async fn direct(scenario: Scenario, trace: Trace) -> Result<(Report, Trace), Pol
             Ev::CountHoles => world.look(|t| {
                 t.checker.note_holes(t.now, t.scenario.end, &t.store, &t.net);
             }),
-            Ev::End => break,
+            Ev::End => return Ok(world),
             Ev::Fault(i, on) => {
                 world.look(|t| t.trace_fault(i, on));
                 fault(&world, &desk, i, on);
@@ -149,8 +141,6 @@ async fn direct(scenario: Scenario, trace: Trace) -> Result<(Report, Trace), Pol
             Ev::Start(instance) => start(&world, instance),
         }
     }
-    let truth = world.truth.lock().unwrap_or_else(PoisonError::into_inner).take();
-    Ok(truth.expect("the world ends once").finish())
 }
 
 fn plan_ahead(truth: &mut Truth) {
@@ -206,7 +196,7 @@ fn start(world: &World, instance: u8) {
         let node = Handle::current()
             .create_node()
             .name(format!("process {number}"))
-            .ip(process::ip(number))
+            .ip(wire::address(number).ip())
             .build();
         truth.processes.push(Process {
             node: node.id(),
@@ -236,30 +226,15 @@ fn start(world: &World, instance: u8) {
     }
 }
 
-/// Sees to it that the network between a process and the store is as the fault plan wants it.
+/// The network between a process and the store has changed.
 fn partition(world: &World, p: u32) {
-    let handle = Handle::current();
-    let Some(store) = handle.get_node("store").map(|node| node.id()) else { return };
-    let network = NetSim::current();
     world.look(|truth| {
-        let (node, instance) = {
-            let process = &truth.processes[p as usize];
-            (process.node, process.instance)
-        };
-        let mut whole = true;
-        for (requests, from, to) in [(true, node, store), (false, store, node)] {
-            if truth.faults.on(Kind::StorePartition { requests }, instance, truth::NOBODY) {
-                whole = false;
-                network.clog_link(from, to);
-            } else {
-                network.unclog_link(from, to);
-            }
-        }
-        truth.checker.disturbed(if whole { truth.now } else { Real::NEVER }, p);
+        let cut = [true, false].iter().any(|requests| truth.is_cut_off(p, *requests));
+        truth.checker.disturbed(if cut { Real::NEVER } else { truth.now }, p);
     });
 }
 
-fn fault(world: &World, desk: &Endpoint, i: u32, on: bool) {
+fn fault(world: &World, desk: &Lines<Command>, i: u32, on: bool) {
     let (fault, end, hosts, accounts) = world.look(|t| t.targets(i));
     match fault.kind {
         Kind::Crash | Kind::HostReboot { .. } => {
@@ -289,7 +264,7 @@ fn fault(world: &World, desk: &Endpoint, i: u32, on: bool) {
                 match (on, current) {
                     (true, Some(p)) => {
                         world.look(|t| t.stopping(p));
-                        command(desk, p, Command::Stop);
+                        desk.say(p, Command::Stop);
                     }
                     (false, None) => start(world, instance),
                     _ => {}
@@ -306,7 +281,7 @@ fn fault(world: &World, desk: &Endpoint, i: u32, on: bool) {
     }
 }
 
-fn operate(world: &World, desk: &Endpoint, i: u32) {
+fn operate(world: &World, desk: &Lines<Command>, i: u32) {
     let (operation, current) = world.look(|truth| {
         let operation = truth.scenario.operations[i as usize].clone();
         let host = truth.hosts.iter().find(|host| host.plan.id == operation.instance);
@@ -320,16 +295,21 @@ fn operate(world: &World, desk: &Endpoint, i: u32) {
         Ask::RegenerateQr => Command::RegenerateQr(account),
     };
     if let Some(p) = current {
-        command(desk, p, asked);
+        desk.say(p, asked);
     }
 }
 
-/// A command is on its way to a process; it waits there if the process stands still.
-fn command(desk: &Endpoint, p: u32, command: Command) {
-    let desk = desk.clone();
-    madsim::task::spawn(async move {
-        send(&desk, &process::address(p), ToProcess::Command(command)).await;
-    });
+/// Operators hear of every process.
+async fn take_in(desk: Lines<Command>) {
+    let endpoint = Endpoint::bind(PEOPLE).await.expect("nobody else is there");
+    loop {
+        let (process, mut ear) = desk.accept::<()>(&endpoint).await;
+        let desk = desk.clone();
+        madsim::task::spawn(async move {
+            while ear.hear().await.is_some() {}
+            desk.forget(process);
+        });
+    }
 }
 
 type Targets = (crate::scenario::Fault, Real, Vec<(u8, Option<u32>)>, Vec<u16>);

@@ -276,7 +276,7 @@ impl Client {
                 messages: count,
             });
         });
-        drop(self.0.wire.ask_whatsapp(account, AskWhatsApp::Acknowledge { connection, mail }));
+        self.0.wire.acknowledge(account, connection, mail);
     }
 
     async fn close(&self, account: u16, connection: RequestId) -> Answer {

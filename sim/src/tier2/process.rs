@@ -1,22 +1,24 @@
 //! One process: the driver and the core, what they hear, and the witness of the checker.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use backfill_core::id::RequestId;
 use backfill_core::instance::Instance;
-use backfill_core::io::{Answer, Input, Mode, Output, PassiveReason, StoreCall, StoreRequest};
+use backfill_core::io::{
+    Answer, Command, Input, Mode, Output, PassiveReason, StoreCall, StoreRequest,
+};
 use backfill_core::policy::Policy;
 use backfill_core::time::Mono;
-use backfill_driver::{Driver, Observer};
+use backfill_driver::{Driver, Handle, Observer};
 use madsim::net::Endpoint;
 
 use super::World;
 use super::clock::Local;
 use super::gateway::Client;
 use super::truth::NOBODY;
-use super::wire::{InOrder, ToProcess, Wire};
+use super::wire::{
+    Ear, FromStore, FromWhatsApp, PEOPLE, Reply, STORE, WHATSAPP, Wire, address, connect,
+};
 use crate::chance::Chance;
 use crate::checker::Touched;
 use crate::clock::Clock;
@@ -33,22 +35,14 @@ pub(super) struct Plan {
     pub(super) clock: Clock,
 }
 
-/// Where a process is.
-pub(super) fn ip(process: u32) -> IpAddr {
-    let [_, high, middle, low] = (process + 1).to_be_bytes();
-    IpAddr::from([10, 1 + high, middle, low])
-}
-
-/// Where a process listens.
-pub(super) fn address(process: u32) -> String {
-    format!("{}:1", ip(process))
-}
-
 /// What a process does from its start to its end.
 pub(super) async fn run(world: World, plan: Plan) {
     let Plan { number, instance, policy, seed, clock } = plan;
     let endpoint = Endpoint::bind(address(number)).await.expect("its address is its own");
-    let wire = Wire::new(world.clone(), number, endpoint);
+    let (store, from_store) = connect(&endpoint, STORE).await;
+    let (whatsapp, from_whatsapp) = connect(&endpoint, WHATSAPP).await;
+    let (_desk, from_people) = connect::<(), Command>(&endpoint, PEOPLE).await;
+    let wire = Wire::new(world.clone(), number, store, whatsapp);
     let local = Local::new(clock.clone());
     let scenario = world.look(|truth| truth.scenario.seed);
     let close_timeout = policy.close_timeout;
@@ -69,38 +63,39 @@ pub(super) async fn run(world: World, plan: Plan) {
     }
     let own = Chance::of(u64::from(number) ^ scenario, "client");
     let client = Client::new(handle, wire.clone(), local, own, close_timeout);
-    let brought = Arc::new(Mutex::new(InOrder::default()));
-    for _ in 0..EARS {
-        madsim::task::spawn(listen(wire.clone(), client.clone(), Arc::clone(&brought)));
-    }
+    madsim::task::spawn(hear_store(from_store, wire.clone()));
+    madsim::task::spawn(hear_whatsapp(from_whatsapp, wire, client.clone()));
+    madsim::task::spawn(hear_people(from_people, client.handle().clone()));
     driver.run(client).await;
     world.look(|truth| truth.end(number, true));
 }
 
-type Line = Arc<Mutex<InOrder<(u16, u64, super::wire::Brought)>>>;
-
-async fn listen(wire: Wire, client: Client, line: Line) {
-    loop {
-        match wire.receive().await {
-            ToProcess::Answer(id, reply) => wire.answered(id, reply),
-            ToProcess::Brought { number, account, connection, brought } => {
-                let mut line = line.lock().unwrap_or_else(PoisonError::into_inner);
-                line.arrived(number, (account, connection, brought));
-                while let Some((account, connection, brought)) = line.next() {
-                    client.brought(account, connection, brought);
-                }
-            }
-            ToProcess::Command(command) => {
-                let handle = client.handle().clone();
-                madsim::task::spawn(async move { handle.command(command).await.ok() });
-            }
-            ToProcess::Hint(hint) => wire.hint(hint),
+async fn hear_store(mut ear: Ear<FromStore>, wire: Wire) {
+    while let Some(message) = ear.hear().await {
+        match message {
+            FromStore::Answer(id, reply) => wire.answered(id, reply),
+            FromStore::Hint(hint) => wire.hint(hint),
         }
     }
 }
 
-/// So many messages are on their way from the network card to the program at once.
-const EARS: usize = 4;
+async fn hear_whatsapp(mut ear: Ear<FromWhatsApp>, wire: Wire, client: Client) {
+    while let Some(message) = ear.hear().await {
+        match message {
+            FromWhatsApp::Answer(id, answer) => wire.answered(id, Reply::Answer(answer)),
+            FromWhatsApp::Brought { account, connection, brought } => {
+                client.brought(account, connection, brought);
+            }
+        }
+    }
+}
+
+async fn hear_people(mut ear: Ear<Command>, handle: Handle) {
+    while let Some(command) = ear.hear().await {
+        let handle = handle.clone();
+        madsim::task::spawn(async move { handle.command(command).await.ok() });
+    }
+}
 
 /// Tells the checker what the core takes in, wants and believes.
 struct Witness {

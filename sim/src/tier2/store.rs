@@ -1,42 +1,49 @@
 //! The store's node: a document store behind a network that loses, delays and repeats.
 
 use backfill_core::id::Epoch;
-use backfill_core::io::{Answer, Rejection, StoreCall};
+use backfill_core::io::{Answer, Hint, Rejection, StoreCall};
 use backfill_driver::port::StoreError;
 use madsim::net::Endpoint;
 
+use super::World;
 use super::truth::{NOBODY, Truth};
-use super::wire::{AskSpool, AskStore, Reply, STORE, ToProcess, ToStore, receive, send};
-use super::{World, process};
+use super::wire::{AskSpool, AskStore, Ear, FromStore, Lines, Reply, STORE, ToStore};
 use crate::chance::Chance;
 use crate::scenario::Kind;
-
-/// So many messages are on their way from the network card to the program at once.
-const EARS: usize = 4;
 
 pub(super) async fn serve(world: World) {
     let endpoint = Endpoint::bind(STORE).await.expect("nobody else is there");
     let seed = world.look(|truth| truth.scenario.seed);
-    let ears = (0..EARS).map(|ear| {
-        let server = Server { world: world.clone(), endpoint: endpoint.clone() };
-        madsim::task::spawn(
-            server.listen(Chance::new(Chance::of(seed, "store").next() ^ ear as u64)),
-        )
-    });
-    for ear in ears.collect::<Vec<_>>() {
-        ear.await.ok();
+    let server = Server { world, lines: Lines::new() };
+    madsim::task::spawn(server.clone().carry_on());
+    loop {
+        let (process, ear) = server.lines.accept(&endpoint).await;
+        let chance = Chance::new(Chance::of(seed, "store").next() ^ u64::from(process));
+        madsim::task::spawn(server.clone().listen(process, ear, chance));
     }
 }
 
 #[derive(Clone)]
 struct Server {
     world: World,
-    endpoint: Endpoint,
+    lines: Lines<FromStore>,
+}
+
+/// What the store does later.
+pub(super) enum Due {
+    Answer {
+        process: u32,
+        id: u64,
+        answer: Answer,
+    },
+    /// It is answered, unless it is late
+    CarryOut(Request),
+    Hint(u32, Hint),
 }
 
 /// A call, and what the checker wants to know of it.
 #[derive(Clone)]
-struct Request {
+pub(super) struct Request {
     process: u32,
     id: u64,
     call: StoreCall,
@@ -60,119 +67,102 @@ enum Fate {
 }
 
 impl Server {
-    async fn listen(self, mut chance: Chance) {
-        loop {
-            let ToStore { process, id, ask } = receive(&self.endpoint).await;
+    async fn listen(self, process: u32, mut ear: Ear<ToStore>, mut chance: Chance) {
+        while let Some(ToStore { id, ask }) = ear.hear().await {
             match ask {
                 AskStore::Call { call, core, epoch } => {
-                    let late = false;
-                    self.take(&mut chance, Request { process, id, call, core, epoch, late });
+                    let request = Request { process, id, call, core, epoch, late: false };
+                    self.world.look(|truth| truth.take(&mut chance, request));
                 }
                 AskStore::Spool(account, ask) => {
                     let reply = self.world.look(|truth| truth.spool(account, ask));
-                    self.reply(process, id, reply);
+                    self.say(process, FromStore::Answer(id, reply));
                 }
             }
-            self.tell_hints(&mut chance);
         }
+        self.lines.forget(process);
     }
 
-    fn take(&self, chance: &mut Chance, request: Request) {
-        let p = request.process;
-        let (fate, delay, again, timeout) = self.world.look(|truth| {
-            truth.events += 1;
-            let is_commit = matches!(request.call, StoreCall::Commit(_));
-            let policy = &truth.hosts[truth.processes[p as usize].host].policy;
-            let timeout = if is_commit { policy.write_timeout } else { policy.read_timeout };
-            let timeout = timeout.as_millis() as u64;
-            let (fate, delay) = truth.fate(p, is_commit, timeout, chance);
-            if is_commit && matches!(fate, Fate::Lost) {
-                let session = truth.checker.touched_by_call(&request.call).session;
-                truth.checker.unknown(p, false, request.core && session);
-            }
-            if !matches!(fate, Fate::Usual) || delay > 500 {
-                truth.checker.disturbed(truth.now, p);
-            }
-            let again = match (is_commit, &fate) {
-                (true, Fate::Usual) => truth.strikes(p, Kind::StoreDuplicate { ms: 0 }),
-                _ => None,
-            };
-            (fate, delay, again, timeout)
-        });
-        if let Some(Kind::StoreDuplicate { ms }) = again {
-            let request = Request { late: true, ..request.clone() };
-            self.after(delay + ms, move |server| drop(server.carry_out(&request)));
-        }
-        match fate {
-            Fate::Answered(answer) => {
-                self.after(delay, move |server| server.answer(p, request.id, answer));
-            }
-            Fate::Lost => {}
-            Fate::Late(ms) => {
-                let request = Request { late: true, ..request };
-                self.after(timeout + ms, move |server| drop(server.carry_out(&request)));
-            }
-            Fate::Silent => {
-                let applied = matches!(self.carry_out(&request), Answer::Committed { .. });
-                if let StoreCall::Commit(_) = request.call {
-                    self.world.look(|truth| {
-                        let session = truth.checker.touched_by_call(&request.call).session;
-                        truth.checker.unknown(p, applied, request.core && session);
-                    });
+    /// Does what is due.
+    async fn carry_on(self) {
+        loop {
+            match self.world.next(|truth| &mut truth.due).await {
+                Due::Answer { process, id, answer } => {
+                    self.say(process, FromStore::Answer(id, Reply::Answer(answer)));
+                }
+                Due::CarryOut(request) => {
+                    let answer = self.world.look(|truth| truth.carry_out(&request));
+                    if !request.late {
+                        let reply = Reply::Answer(answer);
+                        self.say(request.process, FromStore::Answer(request.id, reply));
+                    }
+                }
+                Due::Hint(p, hint) => {
+                    self.world
+                        .look(|truth| truth.processes[p as usize].hinted[hint as usize] = false);
+                    self.say(p, FromStore::Hint(hint));
                 }
             }
-            // It takes effect soon after it is sent, or shortly before its answer arrives.
-            Fate::Usual if chance.permille(500) => {
-                let answer = self.carry_out(&request);
-                self.after(delay, move |server| server.answer(p, request.id, answer));
-            }
-            Fate::Usual => self.after(delay, move |server| {
-                let answer = server.carry_out(&request);
-                server.answer(p, request.id, answer);
-            }),
         }
     }
 
-    fn after(&self, ms: u64, act: impl FnOnce(&Self) + Send + 'static) {
-        let server = self.clone();
-        madsim::task::spawn(async move {
-            server.world.time.sleep(std::time::Duration::from_millis(ms)).await;
-            act(&server);
-        });
-    }
-
-    fn answer(&self, p: u32, id: u64, answer: Answer) {
-        self.reply(p, id, Reply::Answer(answer));
-    }
-
-    fn reply(&self, p: u32, id: u64, reply: Reply) {
-        let endpoint = self.endpoint.clone();
-        madsim::task::spawn(async move {
-            send(&endpoint, &process::address(p), ToProcess::Answer(id, reply)).await;
-        });
-    }
-
-    fn carry_out(&self, request: &Request) -> Answer {
-        self.world.look(|truth| truth.carry_out(request))
-    }
-
-    fn tell_hints(&self, chance: &mut Chance) {
-        for (p, hint) in self.world.look(|truth| std::mem::take(&mut truth.hints)) {
-            let wait = chance.between(20, 600);
-            self.after(wait, move |server| {
-                server
-                    .world
-                    .look(|truth| truth.processes[p as usize].hinted[hint as usize] = false);
-                let endpoint = server.endpoint.clone();
-                madsim::task::spawn(async move {
-                    send(&endpoint, &process::address(p), ToProcess::Hint(hint)).await;
-                });
-            });
+    fn say(&self, process: u32, message: FromStore) {
+        if !self.world.look(|truth| truth.is_cut_off(process, false)) {
+            self.lines.say(process, message);
         }
     }
 }
 
 impl Truth {
+    /// A request arrives; it is carried out now or later, or never.
+    fn take(&mut self, chance: &mut Chance, request: Request) {
+        self.events += 1;
+        let p = request.process;
+        let is_commit = matches!(request.call, StoreCall::Commit(_));
+        let policy = &self.hosts[self.processes[p as usize].host].policy;
+        let timeout = if is_commit { policy.write_timeout } else { policy.read_timeout };
+        let timeout = timeout.as_millis() as u64;
+        let (fate, delay) = self.fate(p, is_commit, timeout, chance);
+        if !matches!(fate, Fate::Usual) || delay > 500 {
+            self.checker.disturbed(self.now, p);
+        }
+        if is_commit
+            && matches!(fate, Fate::Usual)
+            && let Some(Kind::StoreDuplicate { ms }) =
+                self.strikes(p, Kind::StoreDuplicate { ms: 0 })
+        {
+            let again = Request { late: true, ..request.clone() };
+            self.due.push(self.now.after(delay + ms), Due::CarryOut(again));
+        }
+        let answer = |answer| Due::Answer { process: p, id: request.id, answer };
+        match fate {
+            Fate::Answered(refusal) => self.due.push(self.now.after(delay), answer(refusal)),
+            Fate::Lost => self.note_unknown(&request, false),
+            Fate::Late(ms) => {
+                let late = Request { late: true, ..request };
+                self.due.push(self.now.after(timeout + ms), Due::CarryOut(late));
+            }
+            Fate::Silent => {
+                let applied = matches!(self.carry_out(&request), Answer::Committed { .. });
+                self.note_unknown(&request, applied);
+            }
+            // It takes effect soon after it is sent, or shortly before its answer arrives.
+            Fate::Usual if chance.permille(500) => {
+                let done = self.carry_out(&request);
+                self.due.push(self.now.after(delay), answer(done));
+            }
+            Fate::Usual => self.due.push(self.now.after(delay), Due::CarryOut(request)),
+        }
+    }
+
+    /// Nobody will learn what became of a commit.
+    fn note_unknown(&mut self, request: &Request, applied: bool) {
+        if let StoreCall::Commit(_) = request.call {
+            let session = self.checker.touched_by_call(&request.call).session;
+            self.checker.unknown(request.process, applied, request.core && session);
+        }
+    }
+
     fn fate(&mut self, p: u32, is_commit: bool, timeout: u64, chance: &mut Chance) -> (Fate, u64) {
         let plan = &self.scenario.store;
         let mut delay = chance.between(plan.latency_min, plan.latency_max);

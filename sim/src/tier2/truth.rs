@@ -3,7 +3,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::task::Waker;
 
 use backfill_core::doc::{Document, Version, Write, WriteOp};
 use backfill_core::id::Epoch;
@@ -15,12 +14,13 @@ use madsim::runtime::Handle;
 use madsim::task::NodeId;
 
 use super::Ev;
+use super::agenda::Agenda;
+use super::store::Due;
 use super::wire::{Asked, Chunk};
 use crate::chance::Chance;
 use crate::checker::{Applied, Checker};
 use crate::clock::{Clock, ClockPlan, Real};
 use crate::faults::{FaultPlan, NO_INSTANCE};
-use crate::queue::Queue;
 use crate::report::{Report, fault_counts};
 use crate::scenario::{InstancePlan, Kind, Scenario};
 use crate::store::{Change, SimStore};
@@ -47,13 +47,13 @@ pub(super) struct Truth {
     pub(super) events: u64,
     commits: u64,
     /// What WhatsApp does next
-    pub(super) later: Queue<Out>,
-    pub(super) whatsapp: Option<Waker>,
+    pub(super) later: Agenda<Out>,
     /// What the director does next
-    pub(super) plan: Queue<Ev>,
-    pub(super) director: Option<Waker>,
-    /// What the store is to tell to whom
-    pub(super) hints: Vec<(u32, Hint)>,
+    pub(super) plan: Agenda<Ev>,
+    /// What the store does next
+    pub(super) due: Agenda<Due>,
+    /// When hints are told
+    hints: Chance,
     changes: Vec<Change>,
 }
 
@@ -119,11 +119,10 @@ impl Truth {
             people: Chance::of(scenario.seed, "people"),
             events: 0,
             commits: 0,
-            later: Queue::new(),
-            whatsapp: None,
-            plan: Queue::new(),
-            director: None,
-            hints: Vec::new(),
+            later: Agenda::new(),
+            plan: Agenda::new(),
+            due: Agenda::new(),
+            hints: Chance::of(scenario.seed, "hints"),
             changes: Vec::new(),
             scenario,
         };
@@ -147,21 +146,21 @@ impl Truth {
         for (at, out) in self.net.take() {
             self.later.push(at, out);
         }
-        if let Some(waker) = self.whatsapp.take() {
-            waker.wake();
-        }
     }
 
     /// Has the director do something.
     pub(super) fn schedule(&mut self, at: Real, event: Ev) {
         self.plan.push(at, event);
-        if let Some(waker) = self.director.take() {
-            waker.wake();
-        }
     }
 
     pub(super) fn is_alive(&self, process: u32) -> bool {
         self.processes.get(process as usize).is_some_and(|p| p.state != State::Dead)
+    }
+
+    /// Whether what a process says to the store now, or the store to it, is lost on the way.
+    pub(super) fn is_cut_off(&self, process: u32, requests: bool) -> bool {
+        let instance = self.processes[process as usize].instance;
+        self.faults.on(Kind::StorePartition { requests }, instance, NOBODY)
     }
 
     /// A process stands still from now on.
@@ -296,7 +295,8 @@ impl Truth {
                     continue;
                 }
                 self.processes[p as usize].hinted[hint as usize] = true;
-                self.hints.push((p, hint));
+                let wait = self.hints.between(20, 600);
+                self.due.push(self.now.after(wait), Due::Hint(p, hint));
             }
         }
     }
@@ -306,7 +306,7 @@ impl Truth {
     }
 
     /// The end of the world, and what came of it.
-    pub(super) fn finish(mut self) -> (Report, Trace) {
+    pub(super) fn finish(&mut self) -> (Report, Trace) {
         self.now = self.scenario.end;
         self.checker.finish(self.now, &self.scenario, &self.store, &self.net);
         for violation in self.checker.violations() {
@@ -324,7 +324,7 @@ impl Truth {
             census: vec![("commits", self.commits)],
             simulated_ms: self.now.0,
         };
-        (report, self.trace)
+        (report, std::mem::take(&mut self.trace))
     }
 }
 

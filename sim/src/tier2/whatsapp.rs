@@ -1,103 +1,62 @@
 //! WhatsApp's node: it hears processes, and brings them what the network has for them.
 
-use std::collections::BTreeMap;
-use std::future::poll_fn;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
+use std::sync::Arc;
 
 use backfill_core::id::OutboxId;
 use backfill_core::incoming::SyncSource;
 use backfill_core::io::{Answer, CloseReason, Rejection};
 use madsim::net::Endpoint;
 
+use super::World;
 use super::truth::Truth;
 use super::wire::{
-    AskWhatsApp, Brought, Chunk, InOrder, Reply, ToProcess, ToWhatsApp, WHATSAPP, receive, send,
+    AskWhatsApp, Brought, Chunk, Ear, FromWhatsApp, Lines, SayToWhatsApp, ToWhatsApp, WHATSAPP,
 };
-use super::{World, clock, process};
 use crate::chance::Chance;
 use crate::scenario::{AccountPlan, Kind};
 use crate::trace::Entry;
 use crate::whatsapp::{ConnKey, Delivery, Mail, Out};
 use crate::world::{intake, people};
 
-/// So many messages are on their way from the network card to the program at once.
-const EARS: usize = 4;
-
 pub(super) async fn serve(world: World) {
     let endpoint = Endpoint::bind(WHATSAPP).await.expect("nobody else is there");
-    let chance = Chance::of(world.look(|truth| truth.scenario.seed), "whatsapp");
-    let heard = Arc::new(Mutex::new(Heard { in_order: BTreeMap::new(), chance }));
-    for _ in 0..EARS {
-        let server = Server { world: world.clone(), endpoint: endpoint.clone() };
-        madsim::task::spawn(server.listen(Arc::clone(&heard)));
+    let seed = world.look(|truth| truth.scenario.seed);
+    let server = Server { world, lines: Lines::new() };
+    madsim::task::spawn(server.clone().bring());
+    loop {
+        let (process, ear) = server.lines.accept(&endpoint).await;
+        let chance = Chance::new(Chance::of(seed, "whatsapp").next() ^ u64::from(process));
+        madsim::task::spawn(server.clone().listen(process, ear, chance));
     }
-    Server { world, endpoint }.bring().await;
 }
 
+#[derive(Clone)]
 struct Server {
     world: World,
-    endpoint: Endpoint,
-}
-
-struct Heard {
-    /// By process
-    in_order: BTreeMap<u32, InOrder<ToWhatsApp>>,
-    chance: Chance,
+    lines: Lines<FromWhatsApp>,
 }
 
 impl Server {
-    async fn listen(self, heard: Arc<Mutex<Heard>>) {
-        loop {
-            let message: ToWhatsApp = receive(&self.endpoint).await;
-            let mut heard = heard.lock().unwrap_or_else(PoisonError::into_inner);
-            let Heard { in_order, chance } = &mut *heard;
-            let line = in_order.entry(message.process).or_default();
-            line.arrived(message.number, message);
-            while let Some(ToWhatsApp { process, id, account, ask, .. }) = line.next() {
-                let answer = self.world.look(|truth| truth.hear(process, account, ask, chance));
-                let endpoint = self.endpoint.clone();
-                madsim::task::spawn(async move {
-                    let answer = ToProcess::Answer(id, Reply::Answer(answer));
-                    send(&endpoint, &process::address(process), answer).await;
-                });
+    async fn listen(self, process: u32, mut ear: Ear<ToWhatsApp>, mut chance: Chance) {
+        while let Some(ToWhatsApp { account, say }) = ear.hear().await {
+            let answer = self.world.look(|truth| truth.hear(process, account, say, &mut chance));
+            if let Some((id, answer)) = answer {
+                self.lines.say(process, FromWhatsApp::Answer(id, answer));
             }
         }
+        self.lines.forget(process);
     }
 
     /// Carries out what is to happen, when its time comes.
     async fn bring(self) {
-        let mut numbers: BTreeMap<u32, u64> = BTreeMap::new();
         loop {
-            let out = poll_fn(|cx| {
-                self.world.look(|truth| {
-                    match truth.later.next() {
-                        Some(at) if at <= truth.now => {
-                            if let Some((_, out)) = truth.later.pop() {
-                                return Poll::Ready(out);
-                            }
-                        }
-                        Some(at) => clock::alarm(&self.world.time, at, cx.waker()),
-                        None => {}
-                    }
-                    truth.whatsapp = Some(cx.waker().clone());
-                    Poll::Pending
-                })
-            })
-            .await;
-            match out {
+            match self.world.next(|truth| &mut truth.later).await {
                 Out::Deliver(account, key, delivery) => {
                     let brought = self.world.look(|truth| truth.bring(account, key, delivery));
                     let Some(brought) = brought else { continue };
-                    let number = numbers.entry(key.process).or_insert(0);
                     let connection = key.request;
-                    let message =
-                        ToProcess::Brought { number: *number, account, connection, brought };
-                    *number += 1;
-                    let endpoint = self.endpoint.clone();
-                    madsim::task::spawn(async move {
-                        send(&endpoint, &process::address(key.process), message).await;
-                    });
+                    let message = FromWhatsApp::Brought { account, connection, brought };
+                    self.lines.say(key.process, message);
                 }
                 Out::Later(account, later) => self.world.look(|truth| {
                     let linked = truth.net.is_linked(account);
@@ -115,12 +74,29 @@ impl Server {
 }
 
 impl Truth {
-    /// What a process says to WhatsApp.
-    fn hear(&mut self, p: u32, account: u16, ask: AskWhatsApp, chance: &mut Chance) -> Answer {
+    /// What a process says to WhatsApp, and the answer if it asks something.
+    fn hear(
+        &mut self,
+        p: u32,
+        account: u16,
+        say: SayToWhatsApp,
+        chance: &mut Chance,
+    ) -> Option<(u64, Answer)> {
         self.events += 1;
         if !self.is_alive(p) {
-            return Answer::Unknown; // The connection it came over is closed.
+            return None; // The connection it came over is closed.
         }
+        match say {
+            SayToWhatsApp::Acknowledge { connection, mail } => {
+                let key = ConnKey { process: p, request: connection };
+                self.net.acknowledge(account, key, &mail);
+                None
+            }
+            SayToWhatsApp::Ask(id, ask) => Some((id, self.answer(p, account, ask, chance))),
+        }
+    }
+
+    fn answer(&mut self, p: u32, account: u16, ask: AskWhatsApp, chance: &mut Chance) -> Answer {
         let instance = self.processes[p as usize].instance;
         let key = |request| ConnKey { process: p, request };
         let uncertain = matches!(
@@ -131,10 +107,6 @@ impl Truth {
             return Answer::Unknown;
         }
         let done = match ask {
-            AskWhatsApp::Acknowledge { connection, mail } => {
-                self.net.acknowledge(account, key(connection), &mail);
-                true
-            }
             AskWhatsApp::Close { connection } => {
                 self.net.close(account, key(connection));
                 self.processes[p as usize].connections.remove(&(account, connection));

@@ -1,7 +1,8 @@
 //! What goes over the network, and the end of it in a process.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::marker::PhantomData;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -9,31 +10,46 @@ use backfill_core::coverage::Anchor;
 use backfill_core::doc::{DocPath, Query, Write};
 use backfill_core::id::{Epoch, RequestId, ThreadId};
 use backfill_core::incoming::Record;
-use backfill_core::io::{Answer, CloseReason, Command, Hint, Rejection, StoreCall};
+use backfill_core::io::{Answer, CloseReason, Hint, Rejection, StoreCall};
 use backfill_core::jid::Twins;
 use backfill_driver::port::{Committed, Found, Snapshot, Store, StoreError};
 use futures_channel::{mpsc, oneshot};
-use futures_util::Stream;
-use madsim::net::Endpoint;
+use futures_util::{FutureExt, Stream};
+use madsim::net::{Endpoint, Receiver, Sender};
 use smol_str::SmolStr;
 
 use super::World;
 use crate::whatsapp::Mail;
 
 /// Where the store listens.
-pub(super) const STORE: &str = "10.0.0.1:1";
+pub(super) const STORE: SocketAddr = at(Ipv4Addr::new(10, 0, 0, 1));
 /// Where WhatsApp listens.
-pub(super) const WHATSAPP: &str = "10.0.0.2:1";
+pub(super) const WHATSAPP: SocketAddr = at(Ipv4Addr::new(10, 0, 0, 2));
 /// Where operators are.
-pub(super) const PEOPLE: &str = "10.0.0.3:1";
-/// The network sorts messages by a tag; one is enough.
-pub(super) const TAG: u64 = 1;
+pub(super) const PEOPLE: SocketAddr = at(Ipv4Addr::new(10, 0, 0, 3));
+
+/// Where a process is.
+pub(super) fn address(process: u32) -> SocketAddr {
+    at(Ipv4Addr::from(PROCESSES + process))
+}
+
+/// The first of the addresses of processes.
+const PROCESSES: u32 = u32::from_be_bytes([10, 1, 0, 0]);
+
+const fn at(ip: Ipv4Addr) -> SocketAddr {
+    SocketAddr::V4(SocketAddrV4::new(ip, 1))
+}
 
 /// To the store.
 pub(super) struct ToStore {
-    pub(super) process: u32,
     pub(super) id: u64,
     pub(super) ask: AskStore,
+}
+
+/// From the store.
+pub(super) enum FromStore {
+    Answer(u64, Reply),
+    Hint(Hint),
 }
 
 pub(super) enum AskStore {
@@ -51,17 +67,18 @@ pub(super) enum AskSpool {
     Remove(u64),
 }
 
-/// To WhatsApp. A process's messages are numbered, so that they are heard in order.
+/// To WhatsApp.
 pub(super) struct ToWhatsApp {
-    pub(super) process: u32,
-    pub(super) number: u64,
-    pub(super) id: u64,
     pub(super) account: u16,
-    pub(super) ask: AskWhatsApp,
+    pub(super) say: SayToWhatsApp,
+}
+
+pub(super) enum SayToWhatsApp {
+    Acknowledge { connection: u64, mail: Vec<Mail> },
+    Ask(u64, AskWhatsApp),
 }
 
 pub(super) enum AskWhatsApp {
-    Acknowledge { connection: u64, mail: Vec<Mail> },
     Close { connection: u64 },
     Connect { connection: u64 },
     History { connection: u64, request: u64, thread: ThreadId, anchor: Anchor, count: u32 },
@@ -69,18 +86,10 @@ pub(super) enum AskWhatsApp {
     Send { connection: u64, outbox: SmolStr, thread: ThreadId, wa_id: SmolStr },
 }
 
-/// To a process.
-pub(super) enum ToProcess {
-    Answer(u64, Reply),
-    /// Numbered, like those to WhatsApp
-    Brought {
-        number: u64,
-        account: u16,
-        connection: u64,
-        brought: Brought,
-    },
-    Command(Command),
-    Hint(Hint),
+/// From WhatsApp.
+pub(super) enum FromWhatsApp {
+    Answer(u64, Answer),
+    Brought { account: u16, connection: u64, brought: Brought },
 }
 
 /// What a connection brings, with all that a client would see.
@@ -123,28 +132,72 @@ pub(super) enum Reply {
     Chunks { spooled: Vec<u64>, missing: Vec<u64> },
 }
 
-/// Puts numbered messages in order.
-pub(super) struct InOrder<T> {
-    next: u64,
-    early: BTreeMap<u64, T>,
-}
+/// One end of a connection. What is said here arrives at the other end, a while later and in order.
+pub(super) struct Line<M>(Sender, PhantomData<fn(M)>);
 
-impl<T> Default for InOrder<T> {
-    fn default() -> Self {
-        Self { next: 0, early: BTreeMap::new() }
+impl<M: Send + Sync + 'static> Line<M> {
+    /// Says something; if the other end is gone, nobody hears it.
+    pub(super) fn say(&self, message: M) {
+        self.0.send(Box::new(message)).now_or_never();
     }
 }
 
-impl<T> InOrder<T> {
-    pub(super) fn arrived(&mut self, number: u64, message: T) {
-        self.early.insert(number, message);
+/// The other direction of a connection.
+pub(super) struct Ear<M>(Receiver, PhantomData<fn() -> M>);
+
+impl<M: 'static> Ear<M> {
+    /// What was said next; `None` when the other end is gone and everything was heard.
+    pub(super) async fn hear(&mut self) -> Option<M> {
+        let message = self.0.recv().await.ok()?;
+        Some(*message.downcast().expect("both ends of a connection say what the other expects"))
+    }
+}
+
+/// Connects to a server.
+pub(super) async fn connect<T, F>(from: &Endpoint, to: SocketAddr) -> (Line<T>, Ear<F>) {
+    let (line, ear) = from.connect1(to).await.expect("servers are there before processes");
+    (Line(line, PhantomData), Ear(ear, PhantomData))
+}
+
+/// A server's lines to processes.
+pub(super) struct Lines<M>(Arc<Mutex<BTreeMap<u32, Line<M>>>>);
+
+impl<M> Clone for Lines<M> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<M: Send + Sync + 'static> Lines<M> {
+    pub(super) fn new() -> Self {
+        Self(Arc::default())
     }
 
-    /// The next in order, if it is there.
-    pub(super) fn next(&mut self) -> Option<T> {
-        let next = self.early.remove(&self.next)?;
-        self.next += 1;
-        Some(next)
+    /// Says something to a process, if it is there.
+    pub(super) fn say(&self, process: u32, message: M) {
+        if let Some(line) = self.lines().get(&process) {
+            line.say(message);
+        }
+    }
+
+    /// Waits for a process that connects.
+    pub(super) async fn accept<F>(&self, at: &Endpoint) -> (u32, Ear<F>) {
+        let (line, ear, from) = at.accept1().await.expect("a server stays");
+        let process = match from.ip() {
+            IpAddr::V4(ip) => u32::from(ip) - PROCESSES,
+            IpAddr::V6(_) => unreachable!("all addresses are of the other kind"),
+        };
+        self.lines().insert(process, Line(line, PhantomData));
+        (process, Ear(ear, PhantomData))
+    }
+
+    /// A process is gone.
+    pub(super) fn forget(&self, process: u32) {
+        self.lines().remove(&process);
+    }
+
+    fn lines(&self) -> MutexGuard<'_, BTreeMap<u32, Line<M>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -154,22 +207,27 @@ pub(super) struct Wire(Arc<Ends>);
 
 struct Ends {
     world: World,
-    endpoint: Endpoint,
     process: u32,
+    store: Line<ToStore>,
+    whatsapp: Line<ToWhatsApp>,
     requests: AtomicU64,
-    numbers: AtomicU64,
     waiting: Mutex<BTreeMap<u64, oneshot::Sender<Reply>>>,
     hints: Mutex<BTreeMap<Hint, mpsc::UnboundedSender<()>>>,
 }
 
 impl Wire {
-    pub(super) fn new(world: World, process: u32, endpoint: Endpoint) -> Self {
+    pub(super) fn new(
+        world: World,
+        process: u32,
+        store: Line<ToStore>,
+        whatsapp: Line<ToWhatsApp>,
+    ) -> Self {
         Self(Arc::new(Ends {
             world,
-            endpoint,
             process,
+            store,
+            whatsapp,
             requests: AtomicU64::new(0),
-            numbers: AtomicU64::new(0),
             waiting: Mutex::default(),
             hints: Mutex::default(),
         }))
@@ -181,11 +239,6 @@ impl Wire {
 
     pub(super) fn world(&self) -> &World {
         &self.0.world
-    }
-
-    /// The next message that has arrived.
-    pub(super) async fn receive(&self) -> ToProcess {
-        receive(&self.0.endpoint).await
     }
 
     pub(super) fn answered(&self, id: u64, reply: Reply) {
@@ -204,8 +257,10 @@ impl Wire {
     /// Asks the store; waits for ever if nothing comes back.
     pub(super) async fn ask_store(&self, ask: AskStore) -> Reply {
         let (id, waiting) = self.wait();
-        let message = ToStore { process: self.0.process, id, ask };
-        send(&self.0.endpoint, STORE, message).await;
+        let p = self.0.process;
+        if !self.0.world.look(|truth| truth.is_cut_off(p, true)) {
+            self.0.store.say(ToStore { id, ask });
+        }
         waiting.reply().await
     }
 
@@ -216,17 +271,19 @@ impl Wire {
         ask: AskWhatsApp,
     ) -> impl Future<Output = Answer> + Send + use<> {
         let (id, waiting) = self.wait();
-        let number = self.0.numbers.fetch_add(1, Ordering::Relaxed);
-        let message = ToWhatsApp { process: self.0.process, number, id, account, ask };
-        let ends = Arc::clone(&self.0);
-        // A message that has a number must leave, or nothing after it would be heard.
-        madsim::task::spawn(async move { send(&ends.endpoint, WHATSAPP, message).await });
+        self.0.whatsapp.say(ToWhatsApp { account, say: SayToWhatsApp::Ask(id, ask) });
         async move {
             match waiting.reply().await {
                 Reply::Answer(answer) => answer,
                 Reply::Chunk(_) | Reply::Chunks { .. } => Answer::Unknown,
             }
         }
+    }
+
+    /// Tells WhatsApp that messages need not be delivered again.
+    pub(super) fn acknowledge(&self, account: u16, connection: u64, mail: Vec<Mail>) {
+        let say = SayToWhatsApp::Acknowledge { connection, mail };
+        self.0.whatsapp.say(ToWhatsApp { account, say });
     }
 
     fn wait(&self) -> (u64, Waiting) {
@@ -267,27 +324,6 @@ impl Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         self.wire.waiting().remove(&self.id);
-    }
-}
-
-/// Sends a message; it may be lost.
-pub(super) async fn send<M: Send + Sync + 'static>(from: &Endpoint, to: &str, message: M) {
-    let to: SocketAddr = to.parse().expect("an address and a port");
-    from.send_to_raw(to, TAG, Box::new(message)).await.ok();
-}
-
-/// The next message that has arrived.
-pub(super) async fn receive<M: 'static>(at: &Endpoint) -> M {
-    loop {
-        match at.recv_from_raw(TAG).await {
-            Ok((message, _)) => {
-                return *message
-                    .downcast()
-                    .expect("who knows the address knows what is said there");
-            }
-            // The node is being reset.
-            Err(_) => std::future::pending().await,
-        }
     }
 }
 
