@@ -408,6 +408,27 @@ mod tests {
     }
 
     #[test]
+    fn only_what_is_linked_or_may_be_linked_is_connected() {
+        let with = |status: &str| Record::parse(Some(&doc([("status", status.into())])));
+        for (status, wanted, paired) in [
+            ("connecting", true, false),
+            ("qr_ready", true, false),
+            ("connected", true, true),
+            ("disconnected", true, true),
+            ("needs_qr", false, false),
+            ("logged_out", false, false),
+            ("deleted", false, false),
+        ] {
+            let record = with(status);
+            assert_eq!(
+                (record.wants_connection(), record.is_paired()),
+                (wanted, paired),
+                "{status}"
+            );
+        }
+    }
+
+    #[test]
     fn a_foreign_lease_counts_no_longer_than_its_term() {
         let term = Duration::from_secs(900);
         let lease = |holder: &str, until, acquired| {
@@ -423,6 +444,11 @@ mod tests {
         assert!(!held(&lease("node-1", 99_999, 1_000), 1_900), "a clock that runs ahead");
         assert!(!held(&lease("me#0123456789abcdef0123", 2_000, 1_500), 1_600), "one of ours");
         assert!(!held(&lease("", 2_000, 1_500), 1_600));
+        let undated = Record::parse(Some(&doc([
+            ("autoBackfillLeaseHolder", "node-1".into()),
+            ("autoBackfillLeaseUntil", Value::Timestamp(at(2_000))),
+        ])));
+        assert!(held(&undated, 1_600), "nobody knows since when");
     }
 
     #[test]
@@ -434,6 +460,38 @@ mod tests {
         assert_eq!(sync.gaps.len(), MAX_GAPS);
         assert_eq!(sync.gaps[0].from, 1_000 - 24);
         assert_eq!(sync.latest_gap(), 40);
+    }
+
+    #[test]
+    fn a_gap_is_forgotten_when_another_ends_two_weeks_later() {
+        let mut sync = SyncState::default();
+        sync.add_gap(0, 100);
+        sync.add_gap(0, 100 + FORGOTTEN_AFTER - 1);
+        assert_eq!(sync.gaps.len(), 2);
+        sync.add_gap(0, 100 + FORGOTTEN_AFTER);
+        assert_eq!(sync.gaps.iter().map(|gap| gap.seq).collect::<Vec<_>>(), [2, 3]);
+    }
+
+    #[test]
+    fn of_what_an_earlier_tenure_noticed_only_the_covered_is_known() {
+        let thread = |n: i64| ThreadId::parse(format!("t{n}")).unwrap();
+        let known = |add: &[(i64, i64)]| {
+            let mut sync = SyncState::default();
+            for (from, to) in add {
+                sync.add_gap(*from, *to);
+                sync.add_thread_gap(thread(1), *from, *to);
+            }
+            sync
+        };
+        assert!(!known(&[(10, 20)]).remember(known(&[(10, 20)]).gaps()));
+        assert!(!known(&[(10, 20)]).remember(known(&[(12, 18)]).gaps()));
+        for beyond in [(9, 20), (10, 21), (1, 5), (25, 30)] {
+            let mut sync = known(&[(10, 20)]);
+            assert!(sync.remember(known(&[beyond]).gaps()), "{beyond:?}");
+            assert_eq!(sync.gaps.iter().map(|gap| (gap.from, gap.to)).nth(1), Some(beyond));
+            let wide = &sync.thread_gaps[&thread(1)];
+            assert_eq!((wide.from, wide.to), (beyond.0.min(10), beyond.1.max(20)));
+        }
     }
 
     #[test]

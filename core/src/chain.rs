@@ -560,6 +560,34 @@ mod tests {
     }
 
     #[test]
+    fn a_rejected_repetition_says_nothing_of_the_attempt_before() {
+        let before = Rig::new(None, None).doc(4, 0);
+        let mut rig = Rig::new(Some(&before), None);
+        rig.commit(Vec::new());
+        let first = rig.host.now;
+        rig.answer(Answer::Unknown);
+        rig.read(vec![Some(before)]);
+        let rejected = Answer::Rejected(Rejection::Unavailable);
+        assert_eq!(rig.answer(rejected), Progress::Pending, "the first may yet be applied");
+        let doc = rig.doc(5, 1);
+        let progress = rig.read(vec![Some(doc)]);
+        assert!(matches!(progress, Progress::Applied { sent, .. } if sent == first));
+    }
+
+    #[test]
+    fn the_versions_of_a_commit_are_those_of_the_documents_it_was_for() {
+        for (fence, answered) in [(None, vec![7, 8]), (Some(Version(2)), vec![7, 2, 8])] {
+            let mut rig = Rig::new(None, fence);
+            rig.commit(companion());
+            assert!(!rig.chain.is_idle());
+            let Progress::Applied { versions, .. } = rig.answer(committed(&answered)) else {
+                panic!("it was committed")
+            };
+            assert_eq!(versions, [Some(Version(8))]);
+        }
+    }
+
+    #[test]
     fn reads_that_fail_are_repeated_after_a_pause() {
         let mut rig = Rig::new(None, None);
         rig.commit(Vec::new());

@@ -652,6 +652,12 @@ mod tests {
         assert_eq!(DocPath::parse("accounts"), Err(PathError::OddSegments { segments: 1 }));
         assert_eq!(DocPath::parse("accounts//x/y"), Err(PathError::Empty));
         assert_eq!(DocPath::parse(""), Err(PathError::Empty));
+        assert_eq!(CollectionPath::parse("accounts/a1/leases").unwrap(), p.collection());
+        assert_eq!(CollectionPath::parse("a/b"), Err(PathError::EvenSegments { segments: 2 }));
+        assert_eq!(
+            (p.to_string(), p.collection().to_string()),
+            (p.as_str().into(), "accounts/a1/leases".into())
+        );
     }
 
     #[test]
@@ -661,7 +667,8 @@ mod tests {
         assert_eq!(DocPath::new(&c, ".."), Err(PathError::Reserved));
         assert_eq!(DocPath::new(&c, "__x__"), Err(PathError::Reserved));
         assert_eq!(DocPath::new(&c, &"x".repeat(1_501)), Err(PathError::Long { bytes: 1_501 }));
-        for id in ["a__[object Object]", "ü#?%", "___", "a b"] {
+        let longest = "x".repeat(1_500);
+        for id in ["a__[object Object]", "ü#?%", "___", "a b", &longest] {
             assert_eq!(DocPath::new(&c, id).unwrap().id(), id);
         }
     }
@@ -670,10 +677,32 @@ mod tests {
     fn field_paths_are_dotted_identifiers() {
         for good in ["a", "_a1", "status.running", "a.b.c"] {
             assert_eq!(FieldPath::parse(good).unwrap().as_str(), good);
+            let path = FieldPath::parse(good).unwrap();
+            assert_eq!(path.as_str(), good);
+            assert_eq!(path.segments().collect::<Vec<_>>().join("."), good);
         }
         for bad in ["", ".", "a.", ".a", "a..b", "1a", "a-b", "a b", "ä"] {
             assert_eq!(FieldPath::parse(bad), None, "{bad:?}");
         }
+    }
+
+    #[test]
+    fn doubles_are_keys_even_where_numbers_are_not() {
+        let keys = [f64::NEG_INFINITY, -0.0, 0.0, 1.5, f64::NAN].map(Double);
+        assert!(keys.is_sorted_by(|a, b| a < b));
+        for (i, a) in keys.iter().enumerate() {
+            for (j, b) in keys.iter().enumerate() {
+                assert_eq!(a == b, i == j, "{a:?} {b:?}");
+            }
+        }
+        let unlike: std::collections::HashSet<u64> = keys
+            .iter()
+            .map(|key| {
+                use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+                BuildHasherDefault::<DefaultHasher>::default().hash_one(key)
+            })
+            .collect();
+        assert_eq!(unlike.len(), keys.len());
     }
 
     #[test]

@@ -120,6 +120,22 @@ mod tests {
     }
 
     #[test]
+    fn after_the_backoff_is_left_no_attempt_is_too_early() {
+        let host = host();
+        let tried = |secs| with(Stamps::default(), |r| r.last_auto_attempt_at = ago(secs));
+        for (secs, left) in [(0, 600), (1, 599), (599, 1)] {
+            assert!(backs_off(&host, &tried(secs)));
+            let wait = backoff_left(&host, &tried(secs));
+            let more = wait.checked_sub(Duration::from_secs(left)).unwrap();
+            assert!(Duration::ZERO < more && more < Duration::from_secs(1), "{wait:?}");
+        }
+        for rested in [tried(600), Stamps::default()] {
+            assert!(!backs_off(&host, &rested));
+            assert_eq!(backoff_left(&host, &rested), Duration::ZERO);
+        }
+    }
+
+    #[test]
     fn a_complete_run_blocks_for_the_cooldown_an_incomplete_one_does_not() {
         let complete = |secs| {
             with(Stamps::default(), |r| {

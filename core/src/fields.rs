@@ -217,5 +217,9 @@ mod tests {
         assert_eq!((f.remove("c"), f.get("c"), f.contains_key("c")), (None, None, false));
         f.retain(|name, _| name == "a");
         assert_eq!((f.len(), f.get("a")), (1, Some(&Value::Int(3))));
+        assert_eq!((f.len(), f.get("a")), (1, Some(&Value::Int(3))));
+        assert!(f.contains_key("a") && !f.is_empty());
+        assert_eq!(f.remove("a"), Some(Value::Int(3)));
+        assert_eq!((f.len(), f.is_empty()), (0, true));
     }
 }

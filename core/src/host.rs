@@ -539,4 +539,129 @@ mod tests {
         host.working.insert(RunKind::AutoBackfill, full - 1);
         assert_eq!(host.next_in_line(), Some((RunKind::AutoBackfill, ids[0].clone())));
     }
+
+    #[test]
+    fn no_timer_is_set_for_the_moment_it_is_set_in() {
+        let mut host = host();
+        let (third, ms) = (Duration::from_millis(3), Duration::from_millis(1));
+        assert!((0..100).all(|_| host.about(Duration::ZERO) == ms));
+        let about: Vec<_> = (0..200).map(|_| host.about(Duration::from_secs(10))).collect();
+        let (low, high) = (Duration::from_secs(8), Duration::from_secs(12));
+        assert!(about.iter().all(|d| (low..=high).contains(d)));
+        assert!(about.iter().any(|d| *d < low + (high - low) / 4));
+        assert!(about.iter().any(|d| *d > high - (high - low) / 4));
+        let drawn: std::collections::BTreeSet<_> =
+            (0..200).map(|_| host.jitter(ms, third)).collect();
+        assert_eq!(drawn.into_iter().collect::<Vec<_>>(), [ms, ms * 2, third]);
+    }
+
+    #[test]
+    fn requests_that_waited_too_long_come_out_in_order_of_expiry() {
+        let mut host = host();
+        let sent = host.now;
+        let (read, write) = (host.policy.read_timeout, host.policy.write_timeout);
+        let get = host.get(Route::PollLock, Lane::Lease, Vec::new());
+        host.now = sent + Duration::from_millis(1);
+        let commit = host.commit(Route::Session, Lane::Lease, Vec::new(), Mono::NEVER);
+        let query = host
+            .query(Route::ScanAccounts, Query::all(DocPath::parse("a/b").unwrap().collection(), 1));
+        let mut due = [(sent + read, get), (host.now + write, commit), (host.now + read, query)];
+        due.sort();
+        for (at, request) in due {
+            assert_eq!(host.next_expiry(), Some(at));
+            host.now = at - Duration::from_millis(1);
+            assert_eq!(host.expired(), None);
+            host.now = at;
+            assert_eq!(host.expired(), Some(request));
+            assert!(host.answered(request).is_some());
+            assert_eq!(host.answered(request), None, "once");
+        }
+        assert_eq!((host.next_expiry(), host.expired()), (None, None));
+    }
+
+    #[test]
+    fn what_is_forgotten_is_not_waited_for() {
+        let mut host = host();
+        let gone = host.get(Route::PollLock, Lane::Lease, Vec::new());
+        let kept = host.get(Route::Session, Lane::Lease, Vec::new());
+        host.forget(|route| *route == Route::PollLock);
+        assert_eq!((host.answered(gone), host.answered(kept)), (None, Some(Route::Session)));
+        assert_eq!(host.next_expiry(), None);
+    }
+
+    #[test]
+    fn a_parse_takes_the_time_it_takes() {
+        let mut host = host();
+        let account = AccountId::parse("a").unwrap();
+        let chunk = ChunkId(1);
+        for call in [GatewayCall::Parse { chunk, from: 0 }, GatewayCall::Unspool { chunk }] {
+            host.gateway(&account, AccountRoute::Spool(chunk), call, Mono::NEVER);
+            assert_eq!(host.next_expiry(), None);
+        }
+        host.gateway(&account, AccountRoute::Connect, GatewayCall::Connect, Mono::NEVER);
+        assert_eq!(host.next_expiry(), Some(host.now + GATEWAY_TIMEOUT));
+    }
+
+    #[test]
+    fn a_close_is_repeated_at_growing_intervals_until_it_is_answered_for() {
+        let mut host = host();
+        let [a, b] = ["a", "b"].map(|id| AccountId::parse(id).unwrap());
+        let connection = RequestId(77);
+        let timer = Timer::Close(a.clone(), connection);
+        let mut incidents = 0;
+        let waits: Vec<_> = (0..8)
+            .map(|_| {
+                host.close(&a, connection);
+                let is_incident = |o: &Output| matches!(o, Output::Event(Event::Incident { .. }));
+                incidents += host.out.drain(..).filter(is_incident).count();
+                host.timers.at(&timer).unwrap().since(host.now)
+            })
+            .collect();
+        let first = host.policy.close_timeout * 2;
+        assert_eq!(waits[..3], [first, first * 2, first * 4]);
+        assert!(waits.is_sorted() && waits.last() == Some(&LONGEST_CLOSE_WAIT), "{waits:?}");
+        assert_eq!(incidents, 1);
+        assert!(host.is_closing(&a) && !host.is_closing(&b));
+        assert!(!host.closed(&a, RequestId(78)) && host.is_closing(&a));
+        assert!(host.closed(&a, connection) && !host.closed(&a, connection));
+        assert!(!host.is_closing(&a) && !host.timers.is_set(&timer));
+    }
+
+    #[test]
+    fn every_incident_has_a_document_of_its_own() {
+        let mut host = host();
+        for kind in ["a", "b", "c"] {
+            host.incident(None, kind);
+        }
+        let paths: Vec<_> = host
+            .out
+            .iter()
+            .filter_map(|output| match output {
+                Output::Store(StoreRequest {
+                    call: StoreCall::Commit(writes), not_after, ..
+                }) => {
+                    assert_eq!(*not_after, host.now + host.policy.write_timeout);
+                    Some(writes[0].path.as_str())
+                }
+                _ => None,
+            })
+            .collect();
+        assert_eq!(paths, [1, 2, 3].map(|n| format!("incidents/{}-{n}", host.boot)));
+    }
+
+    #[test]
+    fn the_stores_time_is_never_estimated_too_late() {
+        let mut clock = StoreClock::default();
+        let (second, [t1, t2]) = (Duration::from_secs(1), [1_000, 2_000].map(Mono::from_millis));
+        assert_eq!(clock.now(t1, 10_000), None);
+        clock.observe(StoreTime::from_secs(100), t1, 10_000);
+        assert_eq!(clock.now(t1, 10_000), Some(StoreTime::from_secs(100)));
+        // A hundredth less than what has passed here.
+        assert_eq!(clock.now(t2, 10_000), Some(StoreTime::from_millis(100_990)));
+        clock.observe(StoreTime::from_millis(100_500), t2, 10_000);
+        assert_eq!(clock.now(t2, 10_000), Some(StoreTime::from_millis(100_990)), "an older answer");
+        clock.observe(StoreTime::from_millis(101_005), t2, 10_000);
+        let later = clock.now(t2 + second, 10_000);
+        assert_eq!(later, Some(StoreTime::from_millis(101_005 + 990)));
+    }
 }

@@ -297,6 +297,10 @@ mod tests {
         assert_eq!(format!("{a} {a:?}"), "01234567... 01234567...");
         let t = ThreadId::of_chat(&a, "40712345678@s.whatsapp.net").unwrap();
         assert!(!format!("{t:?}").contains("712345678"));
+        let t = ThreadId::of_chat(&a, "40712345678@s.whatsapp.net").unwrap();
+        assert!(!format!("{t:?}").contains("712345678"));
+        let other = ThreadId::of_chat(&a, "40712345679@s.whatsapp.net").unwrap();
+        assert_ne!(format!("{t:?}"), format!("{other:?}"), "and still told apart");
     }
 
     #[test]

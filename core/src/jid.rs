@@ -295,4 +295,53 @@ mod tests {
         assert_eq!(twins.lid_of(&p), None);
         assert_eq!(twins.len(), 1);
     }
+
+    #[test]
+    fn people_have_numbers_and_other_servers_have_names() {
+        assert_eq!(Jid::parse("maria@s.whatsapp.net"), Err(JidError::User));
+        assert_eq!(Jid::parse("maria@lid"), Err(JidError::User));
+        assert_eq!(jid("meta-ai_1.2:3@bot").as_str(), "meta-ai_1.2:3@bot");
+        assert_eq!(jid("1@bot7.example").kind(), JidKind::Other);
+        for server in ["Bot", "b-t", ".bot", "b_t", "bot "] {
+            assert_eq!(Jid::parse(format!("1@{server}")), Err(JidError::Server), "{server}");
+        }
+    }
+
+    #[test]
+    fn the_longest_address_has_two_hundred_bytes() {
+        let of = |bytes: usize| Jid::parse(format!("{}@lid", "1".repeat(bytes - 4)));
+        assert_eq!(of(200).map(|jid| jid.as_str().len()), Ok(200));
+        assert_eq!(of(201), Err(JidError::Long { bytes: 201 }));
+    }
+
+    #[test]
+    fn the_masked_form_tells_addresses_apart_and_is_what_is_shown() {
+        let (a, b) = (jid("40712345678@s.whatsapp.net"), jid("40712345679@s.whatsapp.net"));
+        assert_eq!(a.masked(), jid("40712345678:3@c.us").masked());
+        assert_ne!(a.masked(), b.masked());
+        assert_eq!((a.to_string(), format!("{a:?}")), (a.masked().into(), format!("User({a})")));
+    }
+
+    #[test]
+    fn one_person_has_one_number_and_one_lid() {
+        let (l, m, p) = (jid("7@lid"), jid("8@lid"), jid("40@s.whatsapp.net"));
+        let mut twins = Twins::default();
+        assert!(twins.is_empty());
+        assert!(!twins.link(l.clone(), m.clone()) && !twins.link(p.clone(), p.clone()));
+        assert!(twins.is_empty());
+        assert!(twins.link(l.clone(), p.clone()));
+        assert!(twins.link(m.clone(), p.clone()), "the number has a new LID");
+        assert_eq!(
+            (twins.lid_of(&p), twins.canonical(&m), twins.canonical(&l)),
+            (Some(&m), &p, &l)
+        );
+        assert_eq!((twins.len(), twins.is_empty()), (1, false));
+        assert!(twins.link(l.clone(), p.clone()), "and its old one again");
+        assert_eq!(
+            (twins.lid_of(&p), twins.canonical(&l), twins.canonical(&m)),
+            (Some(&l), &p, &m)
+        );
+        assert!(twins.link(m.clone(), jid("41@s.whatsapp.net")));
+        assert_eq!(twins.len(), 2);
+    }
 }

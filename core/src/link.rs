@@ -177,4 +177,44 @@ mod tests {
         link.lost(&mut host, CloseReason::Lost);
         assert_eq!(link.cut_off_since, None, "it was reached until now");
     }
+
+    #[test]
+    fn a_connection_can_act_until_it_is_closed() {
+        let (mut host, mut link) = (host(), Link::new());
+        let id = RequestId(1);
+        assert_eq!(
+            (link.connection(), link.is_open(), link.open_for(host.now)),
+            (None, false, Duration::ZERO)
+        );
+        link.state = LinkState::Connecting(id);
+        assert_eq!((link.connection(), link.is_open()), (Some(id), false));
+        link.opened(&host, id);
+        pass(&mut host, 7);
+        assert_eq!((link.connection(), link.is_open()), (Some(id), true));
+        assert_eq!(link.open_for(host.now), Duration::from_secs(7));
+        link.state = LinkState::Closing(id);
+        assert_eq!((link.connection(), link.is_open()), (Some(id), false));
+        link.lost(&mut host, CloseReason::Asked);
+        assert_eq!((link.connection(), link.open_for(host.now)), (None, Duration::ZERO));
+    }
+
+    #[test]
+    fn who_gets_a_code_to_scan_is_not_cut_off() {
+        let (mut host, mut link) = (host(), Link::new());
+        link.lost(&mut host, CloseReason::Lost);
+        assert!(link.cut_off_since.is_some());
+        link.reached();
+        assert_eq!(link.cut_off_since, None);
+    }
+
+    #[test]
+    fn a_replacement_half_a_minute_ago_still_counts() {
+        let (mut host, mut link) = (host(), Link::new());
+        let mut replaced = |secs| {
+            pass(&mut host, secs);
+            link.lost(&mut host, CloseReason::Replaced).1
+        };
+        assert_eq!([1, 7, 7, 8, 8].map(&mut replaced), [false, false, false, false, true]);
+        assert_eq!([1, 7, 7, 8, 9].map(&mut replaced), [false; 5]);
+    }
 }

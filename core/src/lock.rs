@@ -169,6 +169,67 @@ mod tests {
         assert!(counts("i#short", 1_090, 1_050));
     }
 
+    fn seen(fields: impl IntoIterator<Item = (&'static str, Value)>) -> Document {
+        Document {
+            path: lock_path(),
+            fields: fields.into_iter().map(|(name, value)| (name.into(), value)).collect(),
+            version: Version(3),
+            update_time: StoreTime::from_secs(1_000),
+        }
+    }
+
+    #[test]
+    fn the_lock_names_its_owner_and_counts_on() {
+        let mut view = LockView::default();
+        let at = StoreTime::from_secs(900);
+        view.see(Some(&seen([
+            ("owner", "b".into()),
+            ("epoch", Value::Int(7)),
+            ("foreignAt", Value::Timestamp(at)),
+        ])));
+        assert_eq!((view.owner.as_deref(), view.epoch), (Some("b"), Epoch(7)));
+        assert_eq!(
+            (view.foreign_at, view.unchanged()),
+            (Some(at), Precondition::Version(Version(3)))
+        );
+        view.see(Some(&seen([("owner", "".into()), ("epoch", Value::Int(8))])));
+        assert_eq!((view.owner.as_deref(), view.epoch), (None, Epoch(8)));
+        view.see(None);
+        assert_eq!(view, LockView::default());
+    }
+
+    #[test]
+    fn the_compat_lock_says_whose_it_is_and_until_when() {
+        let until = StoreTime::from_secs(1_090);
+        let view = |holder: &'static str| {
+            let mut view =
+                LockView { read_time: StoreTime::from_secs(1_050), ..Default::default() };
+            view.see_compat(Some(&seen([
+                ("holderInstanceId", holder.into()),
+                ("leaseUntil", Value::Int(until.as_millis())),
+            ])));
+            assert_eq!(view.compat_until(), until);
+            assert_eq!(view.compat_unchanged(), Precondition::Version(Version(3)));
+            view
+        };
+        for (holder, foreign) in
+            [("node-1", true), ("i#0123456789abcdef0123", false), ("shared:c", false)]
+        {
+            let view = view(holder);
+            assert_eq!(view.foreign_had(), foreign, "{holder}");
+            assert_eq!(view.compat_holder().map(|h| h.as_str()), Some(holder));
+            let left = (holder == "shared:c").then_some(Duration::from_secs(40));
+            assert_eq!(view.shared_for(), left);
+        }
+        assert_eq!(view("").compat_holder(), None);
+        let nothing = LockView::default();
+        assert!(nothing.foreign_had(), "there was a time before us");
+        assert_eq!(
+            (nothing.compat_until(), nothing.compat_holder(), nothing.shared_for()),
+            (StoreTime::EPOCH, None, None)
+        );
+    }
+
     #[test]
     fn nothing_there_holds_nothing() {
         let view = LockView::default();

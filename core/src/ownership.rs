@@ -33,6 +33,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_was_given_back_has_no_owner_and_keeps_its_epoch() {
+        let seen = |owner: &'static str| {
+            Seen::parse(Some(&Document {
+                path: crate::doc::DocPath::parse("accounts/a/leases/connection").unwrap(),
+                fields: [
+                    ("owner".into(), owner.into()),
+                    ("epoch".into(), crate::doc::Value::Int(4)),
+                ]
+                .into(),
+                version: Version(2),
+                update_time: crate::time::StoreTime::EPOCH,
+            }))
+        };
+        let given_back = Seen { owner: None, epoch: Epoch(4), version: Some(Version(2)) };
+        assert_eq!(seen(""), given_back);
+        assert_eq!(seen("b"), Seen { owner: Some("b".into()), ..given_back });
+    }
+
+    #[test]
     fn shares_cover_all_accounts() {
         assert_eq!(share(10, 3), 4);
         assert_eq!(share(9, 3), 3);

@@ -149,6 +149,9 @@ mod tests {
         let host = host();
         let mut phone = asked(&host);
         phone.disconnected();
+        let mut phone = asked(&host);
+        assert_eq!(phone.awaited(), Some((RunKind::RecentSync, RequestId(1), after(&host, 65))));
+        phone.disconnected();
         assert_eq!(phone.awaited(), None);
         assert!(!phone.is_free(after(&host, 64)));
         assert!(phone.is_free(after(&host, 65)));

@@ -533,6 +533,10 @@ mod tests {
     fn the_defaults_of_both_modes_fit_together() {
         assert_eq!(fields(settings()), Vec::<&str>::new());
         assert_eq!(fields(Settings::shared(settings().instance, "c")), Vec::<&str>::new());
+        let shared = Settings::shared(settings().instance, "c");
+        assert_eq!(shared.mode, InstanceMode::Shared { cluster: "c".into() });
+        assert_eq!((shared.session_term, shared.session_renewal), (secs(30), secs(10)));
+        assert_eq!(fields(shared), Vec::<&str>::new());
     }
 
     #[test]
@@ -595,6 +599,33 @@ mod tests {
             text,
             "phone.spacing is 4500 ms: must be at least 5 s, or the phone stops answering"
         );
+    }
+
+    #[test]
+    fn each_problem_has_a_line_of_its_own() {
+        let mut s = settings();
+        s.auto_backfill.max_accounts_per_tick = 0;
+        s.auto_backfill.page = 51;
+        let text = Policy::new(s).unwrap_err().to_string();
+        assert_eq!(
+            text,
+            "auto_backfill.max_accounts_per_tick is 0: must be at least 1\n\
+             auto_backfill.page is 51: must be from 1 to 50"
+        );
+    }
+
+    #[test]
+    fn a_renewal_holds_for_the_term_without_drift_and_margin() {
+        let mut s = settings();
+        (s.clock_rate_ppm, s.margin) = (10_000, secs(10));
+        assert_eq!(Policy::new(s).unwrap().belief(secs(100)), secs(100 - 1 - 10));
+    }
+
+    #[test]
+    fn a_run_lease_that_could_not_be_renewed_in_time_is_refused() {
+        let mut s = settings();
+        s.recent_sync.lease = secs(20);
+        assert_eq!(fields(s), ["recent_sync.lease"]);
     }
 
     #[test]

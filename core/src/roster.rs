@@ -266,4 +266,48 @@ mod tests {
         roster.end_own(BootId::parse("b").unwrap());
         assert!(roster.elder(&host, own).is_none(), "an earlier boot of one's own");
     }
+
+    #[test]
+    fn of_two_sessions_that_began_in_one_moment_the_boot_decides() {
+        let (mut roster, host) = (Roster::default(), host());
+        let since = StoreTime::from_secs(50);
+        for (boot, elder) in [("!", true), ("~", false)] {
+            roster.learn(&host, &page(110, session("b", 1, 50)));
+            let mut doc = (*session("b", 1, 50)).clone();
+            doc.path = crate::doc::DocPath::parse(format!("instances/{boot}")).unwrap();
+            roster.learn(&host, &page(110, Arc::new(doc)));
+            assert_eq!(roster.elder(&host, since).is_some(), elder, "{boot}");
+        }
+    }
+
+    #[test]
+    fn only_a_full_page_has_a_next_one() {
+        let full: Vec<_> = (0..PER_PAGE).map(|n| session(&format!("b{n:03}"), 1, 50)).collect();
+        assert_eq!(Roster::next_page(&full).as_deref(), Some("b199"));
+        assert_eq!(Roster::next_page(&full[1..]), None);
+        let next = Roster::query(Some("b199".into()));
+        assert_eq!(next.after.map(|cursor| cursor.id).as_deref(), Some("b199"));
+    }
+
+    #[test]
+    fn a_session_says_who_it_is_and_whether_it_can_serve() {
+        let (mut roster, host) = (Roster::default(), host());
+        let mut doc = (*session("b", 1, 50)).clone();
+        let mut peer = |fields: &[(&str, Value)]| {
+            doc.fields.extend(fields.iter().map(|(name, value)| ((*name).into(), value.clone())));
+            roster.learn(&host, &page(110, Arc::new(doc.clone())));
+            let [(boot, peer)] = roster.peers().collect::<Vec<_>>()[..] else { panic!("one") };
+            assert_eq!((boot.as_str(), peer.instance.as_str()), ("b", "i"));
+            (peer.active, peer.healthy)
+        };
+        assert_eq!(peer(&[]), (false, true), "whoever does not say is healthy");
+        assert_eq!(peer(&[("state", "active".into())]), (true, true));
+        assert_eq!(peer(&[("gatewayHealthy", false.into())]), (true, false));
+        assert_eq!(
+            peer(&[("state", "draining".into()), ("gatewayHealthy", true.into())]),
+            (false, true)
+        );
+        roster.remove("b");
+        assert_eq!(roster.peers().count(), 0);
+    }
 }

@@ -148,6 +148,14 @@ mod tests {
     }
 
     #[test]
+    fn clocks_show_what_they_were_made_of() {
+        assert_eq!(Mono::from_millis(1_234).as_millis(), 1_234);
+        assert_eq!(StoreTime::from_secs(12), StoreTime::from_millis(12_000));
+        assert_eq!(StoreTime::from_micros(12_345_678).as_secs(), 12);
+        assert_eq!(StoreTime::from_micros(12_345_678).as_millis(), 12_345);
+    }
+
+    #[test]
     fn negative_times_round_down() {
         assert_eq!(StoreTime::from_micros(-1).as_millis(), -1);
         assert_eq!(StoreTime::from_micros(-1).as_secs(), -1);

@@ -94,4 +94,20 @@ mod tests {
         t.clear(&"a");
         assert_eq!(t.next(), None);
     }
+
+    #[test]
+    fn a_moment_has_come_as_soon_as_it_is_reached() {
+        let (mut t, [three, four, five]) = (Timers::new(), [3, 4, 5].map(Mono::from_millis));
+        t.set("a", five);
+        t.set("b", Mono::NEVER);
+        assert!(t.is_set(&"a") && !t.is_set(&"c"));
+        assert!(!t.is_due(&"a", four) && t.is_due(&"a", five) && !t.is_due(&"b", five));
+        assert_eq!((t.pop_due(four), t.pop_due(five)), (None, Some("a")));
+        assert!(!t.is_set(&"a") && !t.is_due(&"a", five));
+        t.set_earliest("a", four);
+        t.set_earliest("a", five);
+        assert_eq!(t.at(&"a"), Some(four));
+        t.set_earliest("a", three);
+        assert_eq!((t.at(&"a"), t.next()), (Some(three), Some((three, &"a"))));
+    }
 }
