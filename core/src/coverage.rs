@@ -1030,4 +1030,112 @@ mod tests {
         let shown = format!("{mark:?} {:?} {:?}", mark.anchor(), Coverage::starting_at(&mark, 0));
         assert!(!shown.contains("712345678"), "{shown}");
     }
+
+    #[test]
+    fn a_block_that_meets_above_joins_all_that_lies_between() {
+        // The phone has another time than we for a message that it sent itself.
+        for (messages, kept) in [(9, 9), (2, 5)] {
+            let mut c = Coverage::default();
+            c.chunk(&message(100, "a"), &message(200, "b"), messages, PageEnd::Unstated);
+            c.newer(&message(300, "m"));
+            assert!(c.chunk(&message(50, "x"), &message(90, "m"), 5, PageEnd::Unstated));
+            assert_eq!(
+                (ends(&c), c.is_live(), c.bottom()),
+                (vec![(50, 300)], true, Bottom::Unknown)
+            );
+            assert_eq!(c.stretches()[0].messages, kept, "how many they share is unknown");
+        }
+        // Complete up to where the one of them was that reached highest.
+        let mut c = Coverage::starting_at(&message(450, "m"), 0);
+        c.chunk(&message(100, "a"), &message(451, "q"), 9, PageEnd::Unstated);
+        assert_eq!(ends(&c), [(100, 451), (450, 450)]);
+        c.chunk(&message(50, "x"), &message(90, "m"), 5, PageEnd::Unstated);
+        assert_eq!(ends(&c), [(50, 451)]);
+        // Of two first messages in one second nobody knows which is older.
+        let mut c = Coverage::default();
+        c.chunk(&message(100, "a"), &message(200, "b"), 2, PageEnd::Unstated);
+        c.newer(&message(300, "m"));
+        c.chunk(&message(100, "x"), &message(101, "m"), 5, PageEnd::Unstated);
+        assert_eq!((ends(&c), c.stretches()[0].messages), (vec![(100, 300)], 2));
+    }
+
+    #[test]
+    fn only_what_is_later_than_the_gap_opens_a_live_stretch() {
+        for (second, opens) in [(300, false), (301, true)] {
+            let mut c = Coverage::starting_at(&message(100, "a"), 0);
+            c.suspect(gap(1, 200, 300), None);
+            c.newer(&message(second, "c"));
+            assert_eq!(c.is_live(), opens, "{second}");
+        }
+    }
+
+    #[test]
+    fn a_page_without_a_message_that_can_be_named_is_not_an_empty_one() {
+        for (oldest, messages) in [(None, 5), (Some(message(100, "a")), 0)] {
+            let mut c = Coverage::starting_at(&message(100, "a"), 0);
+            assert!(!c.page(&anchor(100, "a"), oldest.as_ref(), messages, PageEnd::Unstated));
+            assert_eq!(c.bottom(), Bottom::Unknown);
+        }
+    }
+
+    #[test]
+    fn a_try_that_was_not_made_does_not_count() {
+        let mut c = with_a_hole();
+        let d = anchor(400, "d");
+        let before = c.clone();
+        c.asked(&d, 1);
+        assert_eq!(c.next_anchor(Goal::Since(0)), None);
+        c.unasked(&d);
+        assert_eq!(c, before);
+        c.asked(&d, 2);
+        assert!(c.forgive(), "one try of two is forgotten too");
+        assert_eq!(c, before);
+    }
+
+    #[test]
+    fn blocks_join_when_they_overlap_by_more_than_a_second() {
+        for (low, high, joined) in
+            [(50, 101, false), (50, 102, true), (199, 300, false), (198, 300, true)]
+        {
+            let mut c = Coverage::default();
+            c.chunk(&message(100, "a"), &message(200, "b"), 5, PageEnd::Unstated);
+            c.chunk(&message(low, "x"), &message(high, "y"), 5, PageEnd::Unstated);
+            assert_eq!(c.stretches().len() == 1, joined, "{low} {high}");
+        }
+    }
+
+    #[test]
+    fn what_a_neighbour_may_have_counted_is_not_counted_again() {
+        for (low, high, counted) in [(201, 300, 7), (200, 300, 0), (50, 99, 7), (50, 100, 0)] {
+            let mut c = Coverage::default();
+            c.chunk(&message(100, "a"), &message(200, "b"), 5, PageEnd::Unstated);
+            c.chunk(&message(low, "x"), &message(high, "y"), 7, PageEnd::Unstated);
+            let messages: u32 = c.stretches().iter().map(|s| s.messages).sum();
+            assert_eq!(messages, 5 + counted, "{low} {high}");
+        }
+    }
+
+    #[test]
+    fn history_inside_what_is_complete_changes_nothing() {
+        let mut c = Coverage::default();
+        c.chunk(&message(100, "a"), &message(200, "b"), 5, PageEnd::Unstated);
+        for (low, high) in [(100, 101), (150, 151), (199, 200), (100, 100), (200, 200)] {
+            assert!(!c.chunk(&message(low, "x"), &message(high, "y"), 2, PageEnd::Unstated));
+        }
+        // Which of two messages in one second is the older one is not known either.
+        c.chunk(&message(100, "x"), &message(150, "y"), 2, PageEnd::Unstated);
+        assert_eq!(c.stretches()[0].low, anchor(100, "a"));
+    }
+
+    #[test]
+    fn a_suspicion_ends_when_history_passes_it_by_more_than_a_second() {
+        for (second, bottom) in
+            [(19, Bottom::Suspected(20)), (18, Bottom::Unknown), (5, Bottom::Unknown)]
+        {
+            let mut c = Coverage::starting_at(&message(100, "a"), 0);
+            c.suspect(gap(1, 20, 99), Some(&message(500, "x")));
+            c.page(&anchor(100, "a"), Some(&message(second, "k")), 3, PageEnd::MoreRemains);
+            assert_eq!(c.bottom(), bottom, "{second}");
+        }
+    }
 }

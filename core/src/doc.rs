@@ -695,7 +695,7 @@ mod tests {
                 assert_eq!(a == b, i == j, "{a:?} {b:?}");
             }
         }
-        let unlike: std::collections::HashSet<u64> = keys
+        let unlike: std::collections::BTreeSet<u64> = keys
             .iter()
             .map(|key| {
                 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
