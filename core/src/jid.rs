@@ -168,7 +168,7 @@ impl Twins {
         if lid.kind != JidKind::Lid || phone.kind != JidKind::User {
             return false;
         }
-        if self.phone_of.get(&lid) == Some(&phone) && self.lid_of.get(&phone) == Some(&lid) {
+        if self.phone_of.get(&lid) == Some(&phone) {
             return false;
         }
         if let Some(old) = self.phone_of.insert(lid.clone(), phone.clone())

@@ -46,11 +46,8 @@ impl Batch {
         }
         units.extend(self.contact_units(missing));
 
-        let shown = |(thread, tally): (&Thread, Tally)| {
-            let relevant = tally.facts.total > 0 || (thread.summed_up && tally.counted);
-            relevant.then_some(tally.facts)
-        };
-        self.facts = self.threads.iter().zip(tallies).filter_map(shown).collect();
+        self.facts =
+            tallies.into_iter().filter(|tally| tally.counted).map(|tally| tally.facts).collect();
         units
     }
 
@@ -147,7 +144,7 @@ impl Batch {
             Some(home) if thread.called || doc.is_some() => {
                 redirect(before, &place, &self.threads[home].id.text())
             }
-            None if thread.summed_up && tally.counted => tally.summary.render(before, &place),
+            None if tally.counted => tally.summary.render(before, &place),
             _ => return None,
         };
         Some([Some(self.merge(&thread.path, ops, missing)?), None])

@@ -49,6 +49,7 @@ pub(super) struct MessageItem {
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct Sender {
     pub(super) outbound: Option<bool>,
+    /// In a group, unless it was this account
     pub(super) person: Option<Jid>,
 }
 
@@ -169,7 +170,6 @@ impl Sender {
     pub(super) fn is(&self, other: &Self) -> bool {
         match (self.outbound, other.outbound) {
             (Some(a), Some(b)) if a != b => false,
-            (Some(true), Some(true)) => true,
             _ => match (&self.person, &other.person) {
                 (Some(a), Some(b)) => a == b || a.kind() != b.kind(),
                 _ => true,
