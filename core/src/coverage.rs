@@ -96,8 +96,8 @@ impl Stretch {
         let messages = self.messages.max(other.messages);
         match other.low.second.cmp(&self.low.second) {
             Ordering::Less => self = Self { high: self.high, messages, ..other.clone() },
-            Ordering::Equal if !other.low.is_same(&self.low) => {}
-            Ordering::Equal | Ordering::Greater => self.messages = messages,
+            Ordering::Equal => {}
+            Ordering::Greater => self.messages = messages,
         }
         if other.high.second > self.high.second {
             self.high = other.high;
@@ -1021,6 +1021,40 @@ mod tests {
         swapped.insert("stretches".into(), Value::Array(stretches));
         assert_eq!(Coverage::parse(&swapped).0, Coverage::default());
         assert_eq!(Coverage::parse(&Fields::new()), (Coverage::default(), 0));
+    }
+
+    #[test]
+    fn stretches_that_lie_within_others_are_no_coverage() {
+        let mut live = Coverage::starting_at(&message(100, "a"), 0);
+        live.chunk(&message(10, "x"), &message(20, "y"), 2, PageEnd::Unstated);
+        let mut closed = live.clone();
+        closed.suspect(gap(1, 150, 160), None);
+        let second = |stretch: &Value, end: &str| {
+            stretch.as_map().unwrap().at(&format!("{end}.second")).and_then(Value::as_int)
+        };
+        for (c, ends, sound) in [
+            (&live, [(10, 20), (100, 100)], true),
+            (&live, [(100, 101), (100, 100)], false),
+            (&live, [(100, 101), (101, 101)], true),
+            (&closed, [(10, 20), (21, 150)], true),
+            (&closed, [(149, 150), (149, 150)], false),
+            (&closed, [(148, 150), (149, 150)], false),
+            (&closed, [(148, 149), (149, 150)], true),
+            (&closed, [(30, 20), (100, 150)], false),
+        ] {
+            let mut fields = stored(c);
+            let Some(Value::Array(stretches)) = fields.get_mut("stretches") else { panic!() };
+            for (stretch, (low, high)) in stretches.iter_mut().zip(ends) {
+                let Value::Map(stretch) = stretch else { panic!() };
+                for (end, at) in [("low", low), ("high", high)] {
+                    let Some(Value::Map(mark)) = stretch.get_mut(end) else { panic!() };
+                    mark.insert("second".into(), Value::Int(at));
+                }
+            }
+            assert!(stretches.iter().all(|s| second(s, "low").is_some()));
+            let parsed = Coverage::parse(&fields).0;
+            assert_eq!(parsed != Coverage::default(), sound, "{ends:?}");
+        }
     }
 
     #[test]

@@ -541,6 +541,27 @@ mod tests {
     }
 
     #[test]
+    fn belief_ends_at_the_deadline_itself() {
+        let mut host = host();
+        host.deadline = host.now + Duration::from_millis(1);
+        assert!(host.believing());
+        host.now = host.deadline;
+        assert!(!host.believing());
+    }
+
+    #[test]
+    fn after_a_session_everybody_begins_at_the_end_of_an_empty_line() {
+        let mut host = host();
+        let account = AccountId::parse("a").unwrap();
+        host.turn_to_connect();
+        host.stand_in_line(RunKind::RecentSync, &account);
+        host.working.insert(RunKind::AutoBackfill, 99);
+        host.clear_lines();
+        assert_eq!((host.next_in_line(), host.has_slot(RunKind::AutoBackfill)), (None, true));
+        assert_eq!(host.turn_to_connect(), host.now);
+    }
+
+    #[test]
     fn no_timer_is_set_for_the_moment_it_is_set_in() {
         let mut host = host();
         let (third, ms) = (Duration::from_millis(3), Duration::from_millis(1));

@@ -147,6 +147,11 @@ mod tests {
         assert!(counts("node-1", 1_090, 1_095), "the margin");
         assert!(counts("node-1", 1_010, 1_050), "its clock may be behind");
         assert!(!counts("node-1", 1_090, 1_101));
+        assert!(!counts("node-1", 1_090, 1_101));
+        assert!(
+            counts("node-1", 1_090, 1_100) && counts("node-1", 1_101, 1_101),
+            "to the last moment"
+        );
     }
 
     #[test]

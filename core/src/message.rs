@@ -358,11 +358,11 @@ impl Message {
         RENDERED.iter().any(|rendered| rendered.as_str() == field)
     }
 
-    /// When it was sent, if it was seen and the server's time is known.
+    /// When it was sent, if the server's time is known: then it was seen.
     pub(crate) fn sent_at(&self) -> Option<StoreTime> {
         match self.stamp {
-            Stamp::Sent { at, .. } if self.seen > Seen::Missing => Some(at),
-            _ => None,
+            Stamp::Sent { at, .. } => Some(at),
+            Stamp::Claimed(_) | Stamp::Unknown => None,
         }
     }
 
@@ -619,4 +619,115 @@ fn days_since_epoch(year: i64, month: i64, day: i64) -> i64 {
     let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
     let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
     era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BELIEVABLE: Believable = Believable { latest: StoreTime::from_secs(2_000_000_000) };
+
+    fn stored(fields: impl IntoIterator<Item = (&'static str, Value)>) -> Message {
+        let fields = fields.into_iter().map(|(name, value)| (name.into(), value)).collect();
+        Message::stored(&fields, &Twins::default(), BELIEVABLE)
+    }
+
+    #[test]
+    fn times_written_as_text_are_read_as_javascript_and_dart_write_them() {
+        let second = 1_000_000;
+        for (text, micros) in [
+            ("1970-01-01T00:00:00Z", 0),
+            ("1970-01-01 00:00:01", second),
+            ("1969-12-31T23:59:59z", -second),
+            ("2026-01-31T12:34:56.789Z", 1_769_862_896_789_000),
+            ("2026-01-31t12:34:56.789123999", 1_769_862_896_789_123),
+            ("2026-01-31T12:34:56.5+00:00", 1_769_862_896_500_000),
+            ("2026-01-31T12:34:56+02:30", (1_769_862_896 - 150 * 60) * second),
+            ("2026-01-31T12:34:56-1145", (1_769_862_896 + 705 * 60) * second),
+            ("2024-02-29T23:59:60Z", 1_709_251_200 * second),
+            ("2000-03-01T00:00:00Z", 951_868_800 * second),
+            ("1900-03-01T00:00:00Z", -2_203_891_200 * second),
+            ("2100-12-31T23:00:00Z", 4_133_977_200 * second),
+        ] {
+            assert_eq!(iso_time(text), Some(StoreTime::from_micros(micros)), "{text}");
+        }
+        for text in [
+            "",
+            "2026-01-31T12:34:5",
+            "2026-01-31X12:34:56",
+            "2026/01-31T12:34:56",
+            "2026-01/31T12:34:56",
+            "2026-01-31T12.34:56",
+            "2026-01-31T12:34.56",
+            "2026-00-31T12:34:56",
+            "2026-13-31T12:34:56",
+            "2026-01-00T12:34:56",
+            "2026-01-32T12:34:56",
+            "2026-01-31T24:34:56",
+            "2026-01-31T12:60:56",
+            "2026-01-31T12:34:61",
+            "2026-01-31T12:34:+6",
+            "2026-01-31T12:34:56 Z",
+            "2026-01-31T12:34:56+2:30",
+            "2026-01-31T12:34:56+0a:30",
+            "2026-01-31T12:34:56é",
+        ] {
+            assert_eq!(iso_time(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_document_says_in_which_direction_a_message_went() {
+        let key = |from_me: bool| ("key", Value::map([("fromMe", from_me.into())]));
+        for (told, outbound) in [
+            (stored([("direction", "inbound".into()), key(true)]), Some(false)),
+            (stored([("direction", "outbound".into()), key(false)]), Some(true)),
+            (stored([key(true)]), Some(true)),
+            (stored([]), None),
+        ] {
+            assert_eq!(told.outbound, outbound);
+        }
+    }
+
+    #[test]
+    fn the_servers_time_beats_what_a_document_shows_unless_nobody_can_believe_it() {
+        let told = |raw: i64, shown: i64| {
+            let key = Value::map([("timestamp", Value::Int(raw))]);
+            let shown = Value::Timestamp(StoreTime::from_secs(shown));
+            stored([("key", key), ("tsClient", shown)]).sent_at()
+        };
+        assert_eq!(told(200, 150), Some(StoreTime::from_secs(200)));
+        assert_eq!(told(200, 250), Some(StoreTime::from_secs(200)));
+        let far = 3_000_000_000;
+        assert_eq!(told(far, 1_900_000_000), Some(StoreTime::from_secs(1_900_000_000)));
+        assert_eq!(told(far, far), Some(BELIEVABLE.latest), "as before");
+        assert_eq!(told(-5, 150), Some(StoreTime::EPOCH));
+    }
+
+    #[test]
+    fn two_reports_agree_on_the_time_and_on_the_richer_media_in_any_order() {
+        let sent = |raw| Message {
+            stamp: Stamp::Sent { raw, at: StoreTime::from_secs(raw) },
+            ..Message::default()
+        };
+        let media = |fields: &[&'static str]| Message {
+            media: Some(fields.iter().map(|name| (SmolStr::from(*name), Value::Null)).collect()),
+            ..Message::default()
+        };
+        for (a, b) in [
+            (sent(100), sent(101)),
+            (media(&["mimetype"]), media(&["caption", "url"])),
+            (media(&["mimetype"]), media(&["caption"])),
+        ] {
+            let joined = |mut a: Message, b: &Message| {
+                a.join(b.clone());
+                a
+            };
+            assert!(joined(a.clone(), &b) == joined(b.clone(), &a));
+            assert!([a.clone(), b.clone()].contains(&joined(a, &b)));
+        }
+        let mut poor = media(&["type"]);
+        poor.join(media(&["caption", "url"]));
+        assert_eq!(poor.media.map(|media| media.len()), Some(2));
+    }
 }

@@ -97,3 +97,49 @@ fn fits(text: &str) -> bool {
 
 /// Ids and senders longer than this many bytes are not remembered.
 const MAX_TEXT: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn anchor(second: i64, participant: Option<&str>) -> Anchor {
+        Anchor { second, id: "a".into(), from_me: false, participant: participant.map(Into::into) }
+    }
+
+    #[test]
+    fn one_message_may_have_two_times_or_two_names_but_not_both() {
+        let known = anchor(100, Some("1@s.whatsapp.net"));
+        for (other, same) in [
+            (anchor(100, Some("1@s.whatsapp.net")), true),
+            (anchor(107, Some("1@s.whatsapp.net")), true),
+            (anchor(100, Some("7@lid")), true),
+            (anchor(107, None), true),
+            (anchor(107, Some("7@lid")), false),
+            (Anchor { from_me: true, ..known.clone() }, false),
+            (Anchor { id: "b".into(), ..known.clone() }, false),
+        ] {
+            assert_eq!((known.is_same(&other), other.is_same(&known)), (same, same), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn the_phone_is_asked_only_with_what_it_can_know() {
+        let longest = "x".repeat(MAX_TEXT);
+        let too_long = "x".repeat(MAX_TEXT + 1);
+        let with_id = |id: &str| Anchor { id: id.into(), ..anchor(1, None) };
+        for (anchor, usable) in [
+            (anchor(1, None), true),
+            (anchor(0, None), false),
+            (with_id(&longest), true),
+            (with_id(&too_long), false),
+            (with_id(""), false),
+            (anchor(1, Some(&longest)), true),
+            (anchor(1, Some(&too_long)), false),
+            (anchor(1, Some("")), false),
+        ] {
+            assert_eq!(anchor.is_usable(), usable, "{anchor:?}");
+            assert_eq!(Mark::from(anchor.clone()).anchor().is_some(), usable);
+        }
+        assert_eq!(Mark::bound(5).anchor(), None);
+    }
+}

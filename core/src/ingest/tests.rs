@@ -196,6 +196,7 @@ fn reports_before_their_message_wait_unseen() {
     store.ingest(vec![love, about("M1", 160, MessageEvent::Receipt(Status::Read))]);
     let stub = store.message(PEER, "M1");
     assert_eq!(stub.value("tsClient"), None);
+    assert_eq!((stub.value("tsClient"), stub.value("syncedAt")), (None, None));
     assert_eq!(stub.str("placeholder"), Some("missing"));
     assert!(!store.docs.contains_key(format!("threads/acc__{PEER}").as_str()));
     let facts = store.ingest(vec![text("M1", 100, "hello")]);
@@ -532,6 +533,279 @@ fn a_document_that_the_store_refuses_does_not_hold_up_the_others() {
     assert_eq!(facts.rejected, [Rejected { record: 1, reason }]);
     assert!(store.exists(PEER, "good"));
     assert_eq!(store.thread(PEER).str("lastMessageText"), Some("a"));
+}
+
+#[test]
+fn facts_name_the_oldest_and_the_newest_message_that_came() {
+    for times in [[100, 200, 300], [300, 100, 200], [200, 300, 100]] {
+        let mut store = Store::default();
+        let records = times.iter().map(|at| text(&format!("M{at}"), *at, "x"));
+        let undated = text("M0", 0, "no time");
+        let facts = store.ingest(records.chain([undated]).collect());
+        let [facts] = &facts.threads[..] else { panic!("{facts:?}") };
+        let ends = [&facts.oldest, &facts.newest].map(|mark| mark.as_ref().unwrap().id.as_str());
+        assert_eq!((ends, facts.total), (["M100", "M300"], 4));
+    }
+}
+
+#[test]
+fn a_report_about_an_unseen_message_is_no_fact_about_its_thread() {
+    let mut store = Store::default();
+    assert_eq!(store.ingest(vec![edit("M1", 150, "better")]).threads, []);
+    assert!(!store.docs.contains_key(format!("threads/acc__{PEER}").as_str()));
+}
+
+#[test]
+fn an_edit_before_its_message_does_not_say_what_kind_it_is() {
+    let mut store = Store::default();
+    store.ingest(vec![edit("M1", 150, "better")]);
+    let mut strange = text("M1", 100, "worse");
+    strange.event = MessageEvent::Content(Content::default());
+    store.ingest(vec![strange]);
+    assert_eq!(store.message(PEER, "M1").str("messageType"), Some("unknown"));
+}
+
+#[test]
+fn an_edit_may_leave_nothing() {
+    let mut store = Store::default();
+    store.ingest(vec![text("M1", 100, "one"), text("M2", 200, "two")]);
+    store.ingest(vec![edit("M2", 210, "")]);
+    assert_eq!(store.thread(PEER).str("lastMessageText"), Some(""));
+}
+
+#[test]
+fn a_preview_has_a_hundred_characters() {
+    let mut store = Store::default();
+    for (at, length) in [(100, 99), (200, 100), (300, 101), (400, 5_000)] {
+        store.ingest(vec![text(&format!("M{at}"), at, &"ä".repeat(length))]);
+        let thread = store.thread(PEER);
+        let shown = thread.str("lastMessagePreview").unwrap();
+        assert_eq!(shown.chars().count(), length.min(100));
+        assert_eq!(thread.str("lastMessageText"), Some(shown));
+    }
+}
+
+#[test]
+fn a_participant_means_nothing_in_a_chat_of_two_and_an_empty_one_nobody() {
+    let mut store = Store::default();
+    let mut odd = text("M1", 100, "a");
+    odd.key.participant = Some("nobody".into());
+    let facts = store.ingest(vec![odd, from("", "M2", 100, "b"), from("9@lid", "M3", 100, "c")]);
+    assert_eq!(facts.rejected, []);
+    assert_eq!(store.message(PEER, "M1").value("key.participant"), None);
+    let in_group = |id| {
+        let message = store.message(GROUP, id);
+        (message.str("senderJid"), message.str("key.participant"))
+    };
+    assert_eq!(in_group("M2"), (None, None));
+    assert_eq!(in_group("M3"), (Some("9@lid"), Some("9@lid")));
+    assert_eq!(
+        store.thread(GROUP).value("displayName"),
+        None,
+        "a sender's name is not the group's"
+    );
+}
+
+#[test]
+fn in_a_group_anybody_may_delete_and_only_the_sender_edit() {
+    let (ana, bob) = ("1@s.whatsapp.net", "2@s.whatsapp.net");
+    let of_ana = |at, event| Incoming { event, ..from(ana, "M1", at, "") };
+    let by = |who: &str| Author::Person(who.into());
+    let edit = |who, at: i64| {
+        of_ana(at, MessageEvent::Edit { by: by(who), body: "new".into(), at_ms: at * 1_000 })
+    };
+    let mut store = Store::default();
+    let facts = store.ingest(vec![from(ana, "M1", 100, "old"), edit(bob, 110)]);
+    let forbidden = |record| [Rejected { record, reason: Rejection::Forbidden }];
+    assert_eq!(facts.rejected, forbidden(1));
+    assert_eq!(store.ingest(vec![edit(ana, 120)]).rejected, []);
+    assert_eq!(store.message(GROUP, "M1").str("body"), Some("new"));
+    assert_eq!(store.ingest(vec![of_ana(130, MessageEvent::Revoke { by: by(bob) })]).rejected, []);
+    assert_eq!(store.message(GROUP, "M1").bool("revoked"), Some(true));
+    // In a chat of two nobody deletes what the other one wrote, and names do not matter.
+    let revoke = |by| about("M1", 140, MessageEvent::Revoke { by });
+    let facts = store.ingest(vec![text("M1", 100, "x"), revoke(Author::Me)]);
+    assert_eq!(facts.rejected, forbidden(1));
+    assert_eq!(store.ingest(vec![revoke(by(LID))]).rejected, []);
+    assert_eq!(store.message(PEER, "M1").bool("revoked"), Some(true));
+}
+
+#[test]
+fn what_the_app_made_is_found_only_by_mentions_of_its_own_chat() {
+    let other = "40799999999@s.whatsapp.net";
+    for (chosen, mentioned, found) in [
+        (PEER, PEER, true),
+        (LID, PEER, true),
+        (PEER, LID, true),
+        (other, PEER, false),
+        (GROUP, PEER, false),
+        (PEER, GROUP, false),
+    ] {
+        let mut store = Store::default();
+        let outbox = OutboxId::parse("f00d").unwrap();
+        store.optimistic(&outbox, chosen);
+        let wa_id = outbound_wa_id(&outbox);
+        let mut sent = own(&wa_id, 1_800_000_000, "from the app");
+        sent.key.remote_jid = mentioned.into();
+        store.ingest(vec![sent]);
+        let own = store.exists(mentioned, &wa_id);
+        let made = store.message(chosen, "f00d");
+        assert_eq!(
+            (made.str("waMessageId").is_some(), own),
+            (found, !found),
+            "{chosen} {mentioned}"
+        );
+    }
+}
+
+#[test]
+fn what_the_app_made_stays_in_the_thread_that_the_app_chose() {
+    let mut store = Store::default();
+    let outbox = OutboxId::parse("f00d").unwrap();
+    store.optimistic(&outbox, LID);
+    let sent = own(&outbound_wa_id(&outbox), 1_800_000_000, "from the app");
+    store.ingest_with(vec![sent.into()], &twins());
+    let message = store.message(LID, "f00d");
+    assert_eq!(message.str("threadId"), Some(format!("acc__{LID}").as_str()));
+    assert_eq!(message.str("clientJid"), Some(LID));
+}
+
+#[test]
+fn a_moving_message_takes_along_what_others_wrote_unless_they_wrote_it_here_too() {
+    let mut store = Store::default();
+    let mut by_lid = text("M1", 100, "one");
+    by_lid.key.remote_jid = LID.into();
+    store.ingest(vec![by_lid, text("M1", 100, "one")]);
+    let marks = [("starred", true), ("pinned", true)].map(|(name, v)| (name, v.into()));
+    store.write(&format!("threads/acc__{LID}/messages/M1"), &marks);
+    store.write(&format!("threads/acc__{PEER}/messages/M1"), &[("starred", false.into())]);
+    store.ingest_with(vec![text("M1", 100, "one").into()], &twins());
+    assert!(!store.exists(LID, "M1"));
+    let message = store.message(PEER, "M1");
+    assert_eq!((message.bool("starred"), message.bool("pinned")), (Some(false), Some(true)));
+}
+
+#[test]
+fn a_name_that_nobody_used_gets_no_thread() {
+    let mut store = Store::default();
+    store.ingest_with(vec![text("M1", 100, "one").into()], &twins());
+    assert!(!store.docs.contains_key(format!("threads/acc__{LID}").as_str()));
+}
+
+#[test]
+fn the_canonical_thread_shows_the_newest_message_of_either_name() {
+    for (from_me, direction) in [(true, "outbound"), (false, "inbound")] {
+        let mut store = Store::default();
+        let (newer, older) = (text("M2", 200, "two"), text("M1", 100, "one"));
+        let mut by_lid = newer;
+        by_lid.key.remote_jid = LID.into();
+        by_lid.key.from_me = from_me;
+        let mut by_number = older;
+        by_number.key.from_me = !from_me;
+        store.ingest(vec![by_lid]);
+        store.ingest_with(vec![by_number.into()], &twins());
+        let thread = store.thread(PEER);
+        assert_eq!(thread.str("lastMessageDirection"), Some(direction));
+        assert_eq!(thread.int("lastMessageAtMs"), Some(200_000));
+    }
+}
+
+#[test]
+fn what_the_proxy_wrote_about_a_thread_stands_until_something_newer_comes() {
+    let path = format!("threads/acc__{PEER}");
+    let mut store = Store::default();
+    store.ingest(vec![text("M1", 100, "question")]);
+    // With a time: the newest message is its own.
+    let at = StoreTime::from_millis(200_500);
+    store
+        .write(&path, &[("lastMessageAt", at.into()), ("lastMessageDirection", "outbound".into())]);
+    store.ingest(vec![text("M2", 150, "history")]);
+    assert_eq!(store.thread(PEER).str("lastMessageDirection"), Some("outbound"));
+    // Without one: its text is later than the one it took the place of.
+    store.write(&path, &[("lastMessageText", "from the app".into())]);
+    store.ingest(vec![text("M2", 150, "history"), text("M1", 100, "question")]);
+    assert_eq!(store.thread(PEER).str("lastMessageText"), Some("from the app"));
+    store.ingest(vec![text("M3", 201, "reply")]);
+    let thread = store.thread(PEER);
+    assert_eq!(thread.str("lastMessageText"), Some("reply"));
+    assert_eq!(thread.str("lastMessageDirection"), Some("inbound"));
+}
+
+#[test]
+fn a_name_that_a_person_chose_beats_push_names_and_earlier_choices() {
+    let path = format!("threads/acc__{PEER}");
+    let shown = |store: &Store| store.thread(PEER).str("displayName").unwrap().to_owned();
+    let list = |name, as_of| Record::from(Chat { as_of, ..chat(PEER, name) });
+    let mut store = Store::default();
+    store.ingest(vec![text("M1", 100, "a")]);
+    store.write(&path, &[("displayName", "Ana from work".into())]);
+    store.ingest(vec![text("M2", 200, "b")]);
+    assert_eq!(shown(&store), "Ana from work");
+    // Nobody knows when it was chosen: whatever the phone says is later.
+    store.ingest(vec![list("Ana Pop", 10)]);
+    assert_eq!(shown(&store), "Ana Pop");
+    // Whoever changes that knew it.
+    store.write(&path, &[("displayName", "Ana P.".into())]);
+    store.ingest(vec![list("Ana Pop", 10)]);
+    assert_eq!(shown(&store), "Ana P.");
+    store.ingest(vec![list("Ana Popescu", 20)]);
+    assert_eq!(shown(&store), "Ana Popescu");
+}
+
+#[test]
+fn a_number_or_an_address_or_nothing_is_a_name_that_any_other_beats() {
+    for name in ["", "+40 712.345-678", "(0712) 345 678", "anybody@s.whatsapp.net"] {
+        let mut store = Store::default();
+        store.write(&format!("threads/acc__{PEER}"), &[("displayName", name.into())]);
+        store.ingest(vec![text("M1", 100, "a")]);
+        assert_eq!(store.thread(PEER).str("displayName"), Some("Ana"), "{name}");
+    }
+    let mut store = Store::default();
+    store.write(&format!("threads/acc__{PEER}"), &[("displayName", "Ana 2".into())]);
+    store.ingest(vec![text("M1", 100, "a")]);
+    assert_eq!(store.thread(PEER).str("displayName"), Some("Ana 2"));
+}
+
+#[test]
+fn what_was_committed_before_a_conflict_is_not_tried_again() {
+    let mut store = Store::default();
+    store.ingest(vec![about("M0", 50, MessageEvent::Receipt(Status::Read))]);
+    let records = (0..500).map(|i| text(&format!("M{i}"), 100 + i, "x").into());
+    let mut batch = store.batch(records.collect());
+    let mut tried = Vec::new();
+    loop {
+        match batch.step() {
+            Step::Done => break,
+            Step::Read(paths) => batch.on_docs(&store.get(&paths)),
+            Step::Commit(writes) => {
+                tried.push(writes.len());
+                if tried.len() == 2 {
+                    store.ingest(vec![edit("M499", 2_000, "edited")]);
+                }
+                if store.commit(writes) {
+                    batch.on_committed();
+                } else {
+                    batch.on_conflict();
+                }
+            }
+        }
+    }
+    assert_eq!(tried, [400, 101, 101]);
+    assert_eq!(store.message(PEER, "M499").str("body"), Some("edited"));
+    let [facts] = &batch.facts().threads[..] else { panic!() };
+    assert_eq!((facts.new, facts.total, facts.is_new_thread), (500, 500, true));
+}
+
+#[test]
+fn what_others_put_into_a_key_survives() {
+    let mut store = Store::default();
+    store.ingest(vec![text("M1", 100, "a")]);
+    let message = format!("threads/acc__{PEER}/messages/M1");
+    let key = Value::map([("deviceId", Value::Int(3)), ("timestamp", Value::Int(100))]);
+    store.write(&message, &[("key", key)]);
+    store.ingest(vec![reaction("M1", 150, "love", Author::Me)]);
+    let message = store.message(PEER, "M1");
+    assert_eq!((message.int("key.deviceId"), message.str("key.id")), (Some(3), Some("M1")));
 }
 
 fn account() -> AccountId {
