@@ -1172,4 +1172,12 @@ mod tests {
             assert_eq!(c.bottom(), bottom, "{second}");
         }
     }
+
+    #[test]
+    fn a_message_that_a_page_can_meet_is_not_given_up_for_a_mere_time() {
+        let mut c = Coverage::default();
+        c.chunk(&message(100, "a"), &message(200, "b"), 5, PageEnd::Unstated);
+        c.chunk(&message(150, "x"), &Mark::bound(200), 5, PageEnd::Unstated);
+        assert_eq!(c.stretches()[0].high, message(200, "b"));
+    }
 }

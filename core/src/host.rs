@@ -541,6 +541,16 @@ mod tests {
     }
 
     #[test]
+    fn each_timer_has_a_name_of_its_own() {
+        let account = AccountId::parse("a").unwrap();
+        let of_account = [AccountTimer::Connect, AccountTimer::Phone, AccountTimer::Spool]
+            .map(|timer| Timer::Account(account.clone(), timer));
+        let timers = of_account.into_iter().chain([Timer::Poll, Timer::Renew, Timer::Scan]);
+        let names: std::collections::BTreeSet<_> = timers.map(|timer| timer.name()).collect();
+        assert_eq!(names.len(), 6);
+    }
+
+    #[test]
     fn belief_ends_at_the_deadline_itself() {
         let mut host = host();
         host.deadline = host.now + Duration::from_millis(1);

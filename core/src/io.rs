@@ -668,3 +668,17 @@ impl RunResult {
         self.ok && self.remaining == 0
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn documents_name_each_reason_why_a_connection_ended() {
+        use CloseReason::{Asked, LoggedOut, Lost, PairingExpired, Replaced};
+        assert_eq!(
+            [Asked, LoggedOut, Lost, PairingExpired, Replaced].map(CloseReason::as_str),
+            ["asked", "logged_out", "lost", "pairing_expired", "replaced"]
+        );
+    }
+}

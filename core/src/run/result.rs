@@ -97,3 +97,31 @@ fn describe(error: &str) -> &'static str {
         _ => "the run failed",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_way_to_fail_has_words_of_its_own() {
+        let errors = [
+            "deleted",
+            "disconnected",
+            "lease_expired",
+            "stopped",
+            "store_conflict",
+            "store_unavailable",
+            "anything else",
+        ];
+        let words: std::collections::BTreeSet<_> = errors.map(describe).into();
+        assert_eq!(words.len(), errors.len());
+        assert!(words.iter().all(|words| words.contains(' ')), "{words:?}");
+    }
+
+    #[test]
+    fn only_a_run_that_leaves_nothing_is_complete() {
+        let ended = |ok, remaining| RunResult { ok, remaining, ..RunResult::default() };
+        assert!(ended(true, 0).is_complete());
+        assert!(!ended(true, 1).is_complete() && !ended(false, 0).is_complete());
+    }
+}

@@ -8,17 +8,17 @@ use backfill_core::time::StoreTime;
 
 use super::rig::Rig;
 
-fn thread(account: &AccountId, number: u16) -> ThreadId {
+pub(super) fn thread(account: &AccountId, number: u16) -> ThreadId {
     ThreadId::of_chat(account, &format!("{number}@s.whatsapp.net")).unwrap()
 }
 
-fn mark(second: i64) -> Mark {
+pub(super) fn mark(second: i64) -> Mark {
     let id = Some(format!("m{second}").into());
     Mark { second, id, from_me: false, participant: None }
 }
 
 /// A thread with one message, as ingest leaves it.
-fn put_thread(rig: &mut Rig, account: &AccountId, thread: &ThreadId, second: i64) {
+pub(super) fn put_thread(rig: &mut Rig, account: &AccountId, thread: &ThreadId, second: i64) {
     let at = Value::from(StoreTime::from_secs(second));
     let message = DocPath::new(&thread.messages(), &format!("m{second}")).unwrap();
     let key = Value::map([("id", Value::from(format!("m{second}"))), ("fromMe", false.into())]);

@@ -2,9 +2,12 @@
 //! driven by hand.
 
 mod accounts;
+mod chunks;
 mod closing;
 mod history;
 mod holes;
+mod outbox;
 mod pages;
 mod rig;
+mod runs;
 mod sessions;

@@ -33,6 +33,8 @@ pub(crate) struct Node {
     pub(crate) opens: bool,
     /// The gateway carries out and answers a call to close
     pub(crate) closes: bool,
+    /// What the gateway answers to other calls; `None`: the test answers
+    pub(crate) answers: fn(&GatewayCall) -> Option<Answer>,
     /// Store requests for which this is true wait until the test answers them
     pub(crate) holds: fn(&StoreRequest) -> bool,
     pub(crate) held: Vec<StoreRequest>,
@@ -57,6 +59,10 @@ impl Rig {
                 stopped: false,
                 opens: true,
                 closes: true,
+                answers: |call| match call {
+                    GatewayCall::History { .. } => Some(Answer::Rejected(Rejection::Unavailable)),
+                    _ => Some(Answer::Done),
+                },
                 holds: |_| false,
                 held: Vec::new(),
                 hinted: false,
@@ -256,10 +262,11 @@ impl Rig {
                     give(Input::Gateway(account, closed(connection)));
                 }
             }
-            GatewayCall::History { .. } => {
-                give(Input::Answer(id, Answer::Rejected(Rejection::Unavailable)));
+            call => {
+                if let Some(answer) = (it.answers)(&call) {
+                    give(Input::Answer(id, answer));
+                }
             }
-            _ => give(Input::Answer(id, Answer::Done)),
         }
     }
 }
@@ -267,6 +274,15 @@ impl Rig {
 impl Node {
     pub(crate) fn is_active(&self) -> bool {
         self.instance.mode() == Mode::Active
+    }
+
+    /// The calls of the gateway that are of interest, with the time and what they are called.
+    pub(crate) fn called<T>(
+        &self,
+        of_interest: impl Fn(&GatewayCall) -> Option<T>,
+    ) -> Vec<(u64, RequestId, T)> {
+        let calls = self.calls.iter();
+        calls.filter_map(|(at, r)| Some((*at, r.id, of_interest(&r.call)?))).collect()
     }
 
     /// When connections of an account were opened, and as what.

@@ -1,0 +1,330 @@
+//! One run from its start to its end, with a phone that answers as the test says.
+
+use std::time::Duration;
+
+use backfill_core::coverage::{Coverage, Gap, Mark, PageEnd};
+use backfill_core::doc::{DocPath, Document, Value};
+use backfill_core::id::{AccountId, RequestId, ThreadId};
+use backfill_core::io::{
+    Answer, CloseReason, Command, Event, GatewayCall, GatewayEvent, HoleChange, Input, PageFacts,
+    Reply, RunKind, RunResult, StoreCall, StoreRequest,
+};
+use backfill_core::policy::{Credentials, Settings};
+
+use super::holes::{mark, put_thread, thread};
+use super::rig::{Rig, label};
+
+const MINUTE: u64 = 60_000;
+
+/// An account with one thread, whose newest message is a thousand seconds old; the backfill wants
+/// five of them. The phone is asked and says nothing by itself.
+fn with_a_thread() -> (Rig, AccountId, ThreadId, i64) {
+    let mut settings =
+        Settings { credentials: Credentials::Shared, ..Settings::exclusive(label(0)) };
+    settings.auto_backfill.depth = 5;
+    settings.auto_backfill.page = 2;
+    settings.auto_backfill.max_concurrency = 1;
+    let mut rig = Rig::new([settings]);
+    rig.nodes[0].answers = |_| Some(Answer::Done);
+    let account = known_account(&mut rig, 1);
+    let newest = rig.time().as_secs() - 1_000;
+    let thread = thread(&account, 1);
+    put_thread(&mut rig, &account, &thread, newest);
+    (rig, account, thread, newest)
+}
+
+/// An account whose earlier owner left nothing open.
+fn known_account(rig: &mut Rig, number: u16) -> AccountId {
+    let account = rig.add_account(number, "disconnected");
+    rig.write(&account.sync_path(), &[("surveyed", Value::Int(0))]);
+    account
+}
+
+/// What the phone was asked: when, as what, with which anchor.
+fn asked(rig: &Rig) -> Vec<(u64, RequestId, i64)> {
+    rig.nodes[0].called(|call| match call {
+        GatewayCall::History { anchor, .. } => Some(anchor.second),
+        _ => None,
+    })
+}
+
+fn until_asked(rig: &mut Rig, times: usize) -> (u64, RequestId, i64) {
+    rig.until(15 * MINUTE, |rig| asked(rig).len() == times);
+    asked(rig)[times - 1]
+}
+
+fn page(
+    rig: &mut Rig,
+    account: &AccountId,
+    request: RequestId,
+    thread: &ThreadId,
+    oldest: Mark,
+    messages: u32,
+) {
+    let end = PageEnd::MoreRemains;
+    let page = PageFacts { thread: thread.clone(), oldest: Some(oldest), messages, end };
+    rig.tell(0, account, GatewayEvent::Page { request, page });
+}
+
+fn ended(rig: &Rig, of: RunKind) -> Vec<RunResult> {
+    let events = rig.nodes[0].events.iter();
+    events
+        .filter_map(|(_, event)| match event {
+            Event::RunEnded { kind, result, .. } if *kind == of => Some(result.clone()),
+            _ => None,
+        })
+        .collect()
+}
+
+fn started(rig: &Rig) -> usize {
+    let is_start =
+        |event: &Event| matches!(event, Event::RunStarted { kind: RunKind::AutoBackfill, .. });
+    rig.nodes[0].events.iter().filter(|(_, event)| is_start(event)).count()
+}
+
+fn shown<'a>(rig: &'a Rig, account: &AccountId) -> &'a Document {
+    rig.doc(&account.path()).unwrap()
+}
+
+fn changes(rig: &Rig, change: HoleChange) -> usize {
+    let is = |event: &Event| matches!(event, Event::Hole { change: c, .. } if *c == change);
+    rig.nodes[0].events.iter().filter(|(_, event)| is(event)).count()
+}
+
+#[test]
+fn a_backfill_goes_down_page_by_page_and_shows_what_it_does() {
+    let (mut rig, account, thread, newest) = with_a_thread();
+    let (first, request, anchor) = until_asked(&mut rig, 1);
+    assert_eq!(anchor, newest);
+    let doc = shown(&rig, &account);
+    let holder = format!("i0#{}", rig.nodes[0].instance.boot());
+    assert_eq!(doc.bool("lastAutoBackfillStatus.running"), Some(true));
+    assert_eq!(doc.str("lastAutoBackfillStatus.trigger"), Some("connect"));
+    assert_eq!(doc.str("autoBackfillLeaseHolder"), Some(holder.as_str()));
+    assert!(doc.time("autoBackfillLeaseUntil").unwrap() > rig.time());
+    let lease = |rig: &Rig| rig.doc(&account.auto_backfill_path()).unwrap().clone();
+    assert_eq!(lease(&rig).str("owner"), Some(rig.nodes[0].instance.boot().as_str()));
+
+    rig.pass(1_000);
+    page(&mut rig, &account, request, &thread, mark(newest - 100), 2);
+    let (second, request, anchor) = until_asked(&mut rig, 2);
+    assert_eq!(anchor, newest - 100);
+    assert!((second - first) >= 30_000, "the phone has a rest");
+    page(&mut rig, &account, request, &thread, mark(newest - 200), 2);
+    rig.pass(MINUTE);
+    let results = ended(&rig, RunKind::AutoBackfill);
+    let [result] = &results[..] else { panic!("{results:?}") };
+    let RunResult { ok, threads, messages, errors, remaining, duration, .. } = result.clone();
+    assert_eq!((ok, threads, messages, errors, remaining), (true, 1, 4, 0, 0));
+    assert!(duration >= Duration::from_secs(30));
+    assert!(result.is_complete());
+
+    let doc = shown(&rig, &account);
+    let status = |name: &str| doc.count(&format!("lastAutoBackfillStatus.{name}"));
+    assert_eq!(doc.bool("lastAutoBackfillStatus.running"), Some(false));
+    assert_eq!(doc.bool("lastAutoBackfillStatus.ok"), Some(true));
+    assert_eq!(["threads", "messages", "errors", "remaining"].map(status), [1, 4, 0, 0].map(Some));
+    assert_eq!(status("durationMs"), Some(u64::try_from(duration.as_millis()).unwrap()));
+    assert_eq!(doc.count("lastBackfillResult.messages"), Some(4));
+    assert!(doc.time("lastAutoBackfillSuccessAt").is_some());
+    assert_eq!(doc.value("autoBackfillLeaseHolder"), Some(&Value::Null));
+    assert_eq!(doc.value("autoBackfillLeaseUntil"), Some(&Value::Null));
+    let given_back = lease(&rig);
+    assert_eq!(
+        (given_back.value("owner"), given_back.count("epoch")),
+        (Some(&Value::Null), Some(1))
+    );
+
+    // There is nothing left to ask for, and each lease has an epoch of its own.
+    assert_eq!(rig.command(0, Command::Backfill(account.clone())), Reply::Accepted);
+    rig.pass(MINUTE);
+    assert_eq!((ended(&rig, RunKind::AutoBackfill).len(), asked(&rig).len()), (2, 2));
+    assert_eq!(lease(&rig).count("epoch"), Some(2));
+}
+
+#[test]
+fn a_phone_that_says_nothing_is_asked_twice() {
+    let (mut rig, account, thread, newest) = with_a_thread();
+    let (first, _, _) = until_asked(&mut rig, 1);
+    let (second, request, anchor) = until_asked(&mut rig, 2);
+    assert_eq!(anchor, newest);
+    assert!(second - first >= 65_000, "it may still answer");
+    rig.pass(3 * MINUTE);
+    assert_eq!(asked(&rig).len(), 2);
+    assert_eq!(changes(&rig, HoleChange::Exhausted), 1);
+    let results = ended(&rig, RunKind::AutoBackfill);
+    let [result] = &results[..] else { panic!("{results:?}") };
+    assert_eq!((result.ok, result.errors, result.messages, result.remaining), (true, 2, 0, 0));
+    // An answer to a run that is over is history, and nothing else.
+    page(&mut rig, &account, request, &thread, mark(newest - 100), 2);
+    // Only who is asked by somebody tries again.
+    rig.pass(30 * MINUTE);
+    assert_eq!(asked(&rig).len(), 2);
+    rig.command(0, Command::Backfill(account));
+    until_asked(&mut rig, 3);
+}
+
+#[test]
+fn what_the_phone_was_not_asked_is_no_try() {
+    let (mut rig, account, thread, _) = with_a_thread();
+    rig.nodes[0].answers = |call| match call {
+        GatewayCall::History { .. } => {
+            Some(Answer::Rejected(backfill_core::io::Rejection::Unavailable))
+        }
+        _ => Some(Answer::Done),
+    };
+    rig.until(15 * MINUTE, |rig| !ended(rig, RunKind::AutoBackfill).is_empty());
+    let times = asked(&rig).len();
+    assert!(times > 4, "{times}");
+    let result = &ended(&rig, RunKind::AutoBackfill)[0];
+    assert_eq!((result.ok, result.errors as usize, result.remaining), (true, times, 1));
+    assert!(shown(&rig, &account).time("lastAutoBackfillSuccessAt").is_none(), "something is left");
+    assert!(shown(&rig, &account).time("lastAutoBackfillAt").is_some());
+    let path = DocPath::new(&account.coverage(), thread.as_str()).unwrap();
+    let (coverage, _) = Coverage::parse(&rig.doc(&path).unwrap().fields);
+    assert_eq!((coverage.stretches()[0].tries, coverage.stretches()[0].exhausted), (0, false));
+    assert_eq!(changes(&rig, HoleChange::Exhausted), 0);
+}
+
+#[test]
+fn a_run_renews_its_lease_and_ends_when_half_of_its_term_is_used() {
+    let (mut rig, account, thread, newest) = with_a_thread();
+    let (begun, mut request, _) = until_asked(&mut rig, 1);
+    let until = |rig: &Rig| shown(rig, &account).time("autoBackfillLeaseUntil");
+    let first = until(&rig).unwrap();
+    let mut times = 1;
+    while ended(&rig, RunKind::AutoBackfill).is_empty() {
+        let oldest = Mark { id: Some(format!("t{times}").into()), ..mark(newest - times as i64) };
+        page(&mut rig, &account, request, &thread, oldest, 0);
+        rig.until(2 * MINUTE, |rig| {
+            asked(rig).len() > times || !ended(rig, RunKind::AutoBackfill).is_empty()
+        });
+        times = asked(&rig).len();
+        request = asked(&rig)[times - 1].1;
+        if asked(&rig)[times - 1].0 - begun > 320_000
+            && ended(&rig, RunKind::AutoBackfill).is_empty()
+        {
+            assert!(until(&rig).unwrap().since(first) >= Duration::from_secs(250), "a third later");
+        }
+    }
+    let result = &ended(&rig, RunKind::AutoBackfill)[0];
+    assert_eq!((result.ok, result.remaining, result.error), (true, 1, None));
+    let used = result.duration.as_secs();
+    assert!((450..490).contains(&used), "{used} s");
+    // At a later tick it goes on where it was.
+    let (_, _, anchor) = until_asked(&mut rig, times + 1);
+    assert_eq!(anchor, newest - times as i64);
+    assert_eq!(started(&rig), 2);
+}
+
+#[test]
+fn losing_the_connection_ends_a_run_and_says_so() {
+    let (mut rig, account, thread, newest) = with_a_thread();
+    let (_, request, _) = until_asked(&mut rig, 1);
+    let (_, connection) = rig.nodes[0].connects(&account)[0];
+    let reason = CloseReason::Lost;
+    rig.nodes[0].opens = false;
+    rig.tell(0, &account, GatewayEvent::Closed { connection, reason });
+    rig.pass(1_000);
+    let doc = shown(&rig, &account);
+    assert_eq!(doc.bool("lastAutoBackfillStatus.ok"), Some(false));
+    assert_eq!(doc.bool("lastAutoBackfillStatus.running"), Some(false));
+    assert_eq!(doc.str("lastAutoBackfillStatus.errorCode"), Some("disconnected"));
+    let words = doc.str("lastAutoBackfillStatus.errorMessage");
+    assert!(words.is_some_and(|words| words.contains("disconnected")));
+    assert_eq!(rig.doc(&account.auto_backfill_path()).unwrap().value("owner"), Some(&Value::Null));
+    page(&mut rig, &account, request, &thread, mark(newest - 100), 2);
+    rig.pass(10 * MINUTE);
+    let results = ended(&rig, RunKind::AutoBackfill);
+    let [result] = &results[..] else { panic!("{results:?}") };
+    assert_eq!((result.error, result.messages), (Some("disconnected"), 0));
+}
+
+#[test]
+fn a_page_counts_only_for_the_request_and_the_thread_it_was_asked_for() {
+    let (mut rig, account, thread, newest) = with_a_thread();
+    let (_, request, _) = until_asked(&mut rig, 1);
+    let other = super::holes::thread(&account, 2);
+    page(&mut rig, &account, RequestId(request.0 + 1), &thread, mark(newest - 500), 9);
+    page(&mut rig, &account, request, &other, mark(newest - 500), 9);
+    rig.pass(40_000);
+    assert_eq!(asked(&rig).len(), 1, "the answer is still awaited");
+    page(&mut rig, &account, request, &thread, mark(newest - 100), 4);
+    page(&mut rig, &account, request, &thread, mark(newest - 100), 4);
+    rig.pass(MINUTE);
+    assert_eq!(ended(&rig, RunKind::AutoBackfill)[0].messages, 4);
+    assert_eq!(asked(&rig).len(), 1);
+}
+
+#[test]
+fn runs_wait_for_a_slot_and_waiting_for_the_phone_takes_none() {
+    let (mut rig, one, first, newest) = with_a_thread();
+    let two = known_account(&mut rig, 2);
+    put_thread(&mut rig, &two, &thread(&two, 1), newest);
+    rig.until(MINUTE, |rig| {
+        rig.status(&two) == Some("connected") && rig.status(&one) == Some("connected")
+    });
+    rig.nodes[0].holds = |request: &StoreRequest| matches!(&request.call, StoreCall::Query(q) if q.collection.as_str() == "threads");
+    for account in [&one, &two] {
+        assert_eq!(rig.command(0, Command::Backfill(account.clone())), Reply::Accepted);
+        assert_eq!(rig.command(0, Command::Backfill(account.clone())), Reply::AlreadyInProgress);
+    }
+    rig.pass(1_000);
+    assert_eq!((started(&rig), rig.nodes[0].held.len()), (1, 1), "one works, the other waits");
+    assert_eq!(rig.nodes[0].instance.working_runs(RunKind::AutoBackfill), 1);
+    rig.nodes[0].holds = |_| false;
+    let query = rig.nodes[0].held.remove(0);
+    rig.release(0, &query);
+    rig.pass(1_000);
+    assert_eq!((started(&rig), asked(&rig).len()), (1, 1), "it waits for an answer");
+    let (_, request, _) = asked(&rig)[0];
+    page(&mut rig, &one, request, &first, mark(newest - 100), 2);
+    rig.pass(1_000);
+    assert_eq!((started(&rig), asked(&rig).len()), (2, 2), "it waits until it may ask again");
+}
+
+#[test]
+fn a_run_that_cannot_read_whether_it_may_start_gives_up() {
+    let (mut rig, account, _, _) = with_a_thread();
+    rig.until(MINUTE, |rig| rig.status(&account) == Some("connected"));
+    rig.nodes[0].holds = |request: &StoreRequest| {
+        let lease = |path: &DocPath| path.as_str().ends_with("leases/autoBackfill");
+        matches!(&request.call, StoreCall::Get(paths) if paths.iter().any(lease))
+    };
+    assert_eq!(rig.command(0, Command::Backfill(account)), Reply::Accepted);
+    let mut reads = 0;
+    while ended(&rig, RunKind::AutoBackfill).is_empty() {
+        rig.until(1_000, |rig| !rig.nodes[0].held.is_empty());
+        let request = rig.nodes[0].held.remove(0);
+        rig.give(0, Input::Answer(request.id, Answer::Unknown));
+        reads += 1;
+    }
+    assert_eq!(reads, 1 + 3);
+    assert_eq!(ended(&rig, RunKind::AutoBackfill)[0].error, Some("store_unavailable"));
+    assert_eq!((started(&rig), rig.nodes[0].instance.working_runs(RunKind::AutoBackfill)), (0, 0));
+}
+
+#[test]
+fn a_hole_that_is_closed_is_not_looked_for_again() {
+    let (mut rig, account, thread, _) = with_a_thread();
+    let now = rig.time().as_secs();
+    rig.write(&account.sync_path(), &[("gapSeq", Value::Int(1)), ("surveyed", Value::Int(1))]);
+    let mut coverage = Coverage::starting_at(&mark(now - 9_000), 0);
+    coverage.suspect(Gap { seq: 1, from: now - 8_000, to: now - 7_000 }, None);
+    coverage.newer(&mark(now - 1_000));
+    let path = DocPath::new(&account.coverage(), thread.as_str()).unwrap();
+    rig.put(&path, coverage.to_fields(1));
+    // Whichever kind of run asks first.
+    let (_, request, anchor) = until_asked(&mut rig, 1);
+    assert_eq!(anchor, now - 1_000);
+    page(&mut rig, &account, request, &thread, mark(now - 8_500), 7);
+    rig.pass(30 * MINUTE);
+    assert_eq!((changes(&rig, HoleChange::Filled), asked(&rig).len()), (1, 1));
+    let results = ended(&rig, RunKind::RecentSync);
+    assert_eq!(results.len(), 1, "from then on it has nothing to do");
+    assert_eq!((results[0].ok, results[0].threads, results[0].remaining), (true, 1, 0));
+    let doc = shown(&rig, &account);
+    assert_eq!(doc.count("lastRecentSyncResult.threads"), Some(1));
+    assert_eq!(doc.bool("lastRecentSyncResult.ok"), Some(true));
+    assert!(doc.time("lastRecentSyncAt").is_some());
+}
