@@ -215,11 +215,14 @@ mod tests {
         assert_eq!((f.at("c"), f.at("c.d"), f.at("x.y")), (Some(&Value::Int(2)), None, None));
         assert_eq!(f.remove("c"), Some(Value::Int(2)));
         assert_eq!((f.remove("c"), f.get("c"), f.contains_key("c")), (None, None, false));
+        assert_eq!((f.remove("c"), f.get("c"), f.contains_key("c")), (None, None, false));
+        f.values_mut().for_each(|value| *value = Value::Int(value.as_int().unwrap() + 10));
+        assert_eq!(f, fields(&[("a", 13), ("b", 14), ("d", 15)]));
         f.retain(|name, _| name == "a");
-        assert_eq!((f.len(), f.get("a")), (1, Some(&Value::Int(3))));
-        assert_eq!((f.len(), f.get("a")), (1, Some(&Value::Int(3))));
+        assert_eq!((f.len(), f.get("a")), (1, Some(&Value::Int(13))));
+        assert_eq!((f.len(), f.get("a")), (1, Some(&Value::Int(13))));
         assert!(f.contains_key("a") && !f.is_empty());
-        assert_eq!(f.remove("a"), Some(Value::Int(3)));
+        assert_eq!(f.remove("a"), Some(Value::Int(13)));
         assert_eq!((f.len(), f.is_empty()), (0, true));
     }
 }

@@ -122,3 +122,89 @@ const AGE: Duration = Duration::from_secs(24 * 3_600);
 const AT_ONCE: u32 = 20;
 const EVERY: Duration = Duration::from_secs(3_600);
 const PATHS_PER_READ: usize = 100;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doc::{Value, WriteOp};
+    use crate::id::InstanceId;
+    use crate::io::{Output, StoreCall};
+    use crate::policy::{Policy, Settings};
+    use crate::time::StoreTime;
+
+    const NOW: StoreTime = StoreTime::from_secs(1_000_000);
+
+    fn host() -> Host {
+        let settings = Settings::exclusive(InstanceId::parse("i").unwrap());
+        Host::new(Policy::new(settings).unwrap(), [7; 32], Mono::from_millis(1_000))
+    }
+
+    fn doc(path: &str, age: Duration, owner: Option<&str>) -> Arc<Document> {
+        let owner = owner.map(|owner| ("owner".into(), Value::from(owner)));
+        Arc::new(Document {
+            path: DocPath::parse(path).unwrap(),
+            fields: owner.into_iter().collect(),
+            version: Version(3),
+            update_time: NOW - age,
+        })
+    }
+
+    fn asked(host: &mut Host) -> Vec<StoreCall> {
+        let calls = host.out.drain(..).filter_map(|output| match output {
+            Output::Store(request) => Some(request.call),
+            _ => None,
+        });
+        calls.collect()
+    }
+
+    /// Two sessions died a day and a second ago, one of which owns the account, and one a day ago.
+    fn found(host: &mut Host) -> Garbage {
+        let mut garbage = Garbage::default();
+        let second = Duration::from_secs(1);
+        let dead =
+            [("instances/a", AGE + second), ("instances/b", AGE + second), ("instances/c", AGE)];
+        let docs = dead.map(|(path, age)| doc(path, age, None)).into();
+        let account = AccountId::parse("acc").unwrap();
+        garbage.on_found(host, Answer::Found { read_time: NOW, docs }, [&account].into_iter());
+        garbage
+    }
+
+    #[test]
+    fn the_dead_are_looked_for_once_an_hour() {
+        let (mut host, mut garbage) = (host(), Garbage::default());
+        for (minutes, looks) in [(0, 1), (59, 0), (1, 1), (1, 0), (60, 1)] {
+            host.now = host.now + Duration::from_secs(minutes * 60);
+            garbage.begin(&mut host);
+            assert_eq!(asked(&mut host).len(), looks);
+        }
+    }
+
+    #[test]
+    fn what_nothing_names_a_day_after_its_death_is_removed() {
+        let mut host = host();
+        let mut garbage = found(&mut host);
+        let calls = asked(&mut host);
+        let [StoreCall::Get(paths)] = &calls[..] else { panic!("{calls:?}") };
+        assert_eq!(paths.len(), 3, "what the account names, and what the lock");
+        let owned = doc("accounts/acc/leases/connection", AGE, Some("b"));
+        let docs = vec![Some(owned), None, None];
+        garbage.on_read(&mut host, 3, Answer::Read { read_time: NOW, docs });
+        let calls = asked(&mut host);
+        let [StoreCall::Commit(writes)] = &calls[..] else { panic!("{calls:?}") };
+        let [write] = &writes[..] else { panic!("{writes:?}") };
+        assert_eq!((write.path.as_str(), &write.op), ("instances/a", &WriteOp::Delete));
+        assert_eq!(write.precondition, Precondition::Version(Version(3)));
+    }
+
+    #[test]
+    fn nothing_is_removed_unless_all_was_read_that_can_name_it() {
+        let short = Answer::Read { read_time: NOW, docs: vec![None, None] };
+        for answer in [short, Answer::Unknown] {
+            let mut host = host();
+            let mut garbage = found(&mut host);
+            asked(&mut host);
+            garbage.on_read(&mut host, 3, answer);
+            assert_eq!(asked(&mut host), []);
+        }
+    }
+}

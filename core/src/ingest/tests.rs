@@ -6,7 +6,7 @@ use store::Store;
 use super::group::GROUP_WRITES;
 use super::*;
 use crate::alias::outbound_wa_id;
-use crate::doc::Value;
+use crate::doc::{FieldOp, Precondition, Value};
 use crate::id::{OutboxId, hex};
 use crate::incoming::{
     Author, Chat, Contact, Content, Incoming, Key, Media, MessageEvent, MessageKind, Status,
@@ -716,6 +716,11 @@ fn what_the_proxy_wrote_about_a_thread_stands_until_something_newer_comes() {
     let mut store = Store::default();
     store.ingest(vec![text("M1", 100, "question")]);
     // With a time: the newest message is its own.
+    // Without a time: its text is later than the one it took the place of.
+    store.write(&path, &[("lastMessageText", "to come".into())]);
+    store.ingest(vec![text("M1", 100, "question")]);
+    assert_eq!(store.thread(PEER).str("lastMessageText"), Some("to come"));
+    // With a time: the newest message is its own.
     let at = StoreTime::from_millis(200_500);
     store
         .write(&path, &[("lastMessageAt", at.into()), ("lastMessageDirection", "outbound".into())]);
@@ -794,6 +799,27 @@ fn what_was_committed_before_a_conflict_is_not_tried_again() {
     assert_eq!(store.message(PEER, "M499").str("body"), Some("edited"));
     let [facts] = &batch.facts().threads[..] else { panic!() };
     assert_eq!((facts.new, facts.total, facts.is_new_thread), (500, 500, true));
+}
+
+#[test]
+fn a_stamp_alone_is_no_reason_to_write() {
+    let mut store = Store::default();
+    store.ingest(vec![text("M1", 100, "hello")]);
+    let path = store.message(PEER, "M1").path.clone();
+    let unstamped =
+        vec![("createdAt".into(), FieldOp::Remove), ("syncedAt".into(), FieldOp::Remove)];
+    assert!(store.commit(vec![Write::merge(path, Precondition::Any, unstamped)]));
+    let commits = store.commits;
+    store.ingest(vec![text("M1", 100, "hello")]);
+    assert_eq!(store.commits, commits, "older software stamped otherwise");
+}
+
+#[test]
+fn a_key_that_is_no_key_is_not_stored() {
+    let media = |bytes: usize| Media { media_key: Some(vec![0; bytes].into()), ..Media::default() };
+    for (bytes, stored) in [(1_024, true), (1_025, false)] {
+        assert_eq!(media(bytes).fields(MessageKind::Image).contains_key("mediaKey"), stored);
+    }
 }
 
 #[test]
