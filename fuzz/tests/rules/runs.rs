@@ -7,7 +7,7 @@ use backfill_core::doc::{DocPath, Document, Value};
 use backfill_core::id::{AccountId, RequestId, ThreadId};
 use backfill_core::io::{
     Answer, CloseReason, Command, Event, GatewayCall, GatewayEvent, HoleChange, Input, PageFacts,
-    Reply, RunKind, RunResult, StoreCall, StoreRequest,
+    Rejection, Reply, RunKind, RunResult, StoreCall, StoreRequest,
 };
 use backfill_core::policy::{Credentials, Settings};
 
@@ -135,11 +135,16 @@ fn a_backfill_goes_down_page_by_page_and_shows_what_it_does() {
         (Some(&Value::Null), Some(1))
     );
 
+    let beats = given_back.count("beat").unwrap();
+    assert_eq!(given_back.count("attempt"), Some(1));
+
     // There is nothing left to ask for, and each lease has an epoch of its own.
     assert_eq!(rig.command(0, Command::Backfill(account.clone())), Reply::Accepted);
     rig.pass(MINUTE);
     assert_eq!((ended(&rig, RunKind::AutoBackfill).len(), asked(&rig).len()), (2, 2));
-    assert_eq!(lease(&rig).count("epoch"), Some(2));
+    let later = lease(&rig);
+    assert_eq!((later.count("epoch"), later.count("attempt")), (Some(2), Some(2)));
+    assert_eq!((beats, later.count("beat")), (2, Some(4)), "every write changes the document");
 }
 
 #[test]
@@ -168,9 +173,7 @@ fn a_phone_that_says_nothing_is_asked_twice() {
 fn what_the_phone_was_not_asked_is_no_try() {
     let (mut rig, account, thread, _) = with_a_thread();
     rig.nodes[0].answers = |call| match call {
-        GatewayCall::History { .. } => {
-            Some(Answer::Rejected(backfill_core::io::Rejection::Unavailable))
-        }
+        GatewayCall::History { .. } => Some(Answer::Rejected(Rejection::Unavailable)),
         _ => Some(Answer::Done),
     };
     rig.until(15 * MINUTE, |rig| !ended(rig, RunKind::AutoBackfill).is_empty());
@@ -191,7 +194,9 @@ fn a_run_renews_its_lease_and_ends_when_half_of_its_term_is_used() {
     let (mut rig, account, thread, newest) = with_a_thread();
     let (begun, mut request, _) = until_asked(&mut rig, 1);
     let until = |rig: &Rig| shown(rig, &account).time("autoBackfillLeaseUntil");
+    let beat = |rig: &Rig| rig.doc(&account.auto_backfill_path()).unwrap().count("beat");
     let first = until(&rig).unwrap();
+    assert_eq!(beat(&rig), Some(1));
     let mut times = 1;
     while ended(&rig, RunKind::AutoBackfill).is_empty() {
         let oldest = Mark { id: Some(format!("t{times}").into()), ..mark(newest - times as i64) };
@@ -205,6 +210,7 @@ fn a_run_renews_its_lease_and_ends_when_half_of_its_term_is_used() {
             && ended(&rig, RunKind::AutoBackfill).is_empty()
         {
             assert!(until(&rig).unwrap().since(first) >= Duration::from_secs(250), "a third later");
+            assert_eq!(beat(&rig), Some(2));
         }
     }
     let result = &ended(&rig, RunKind::AutoBackfill)[0];
@@ -327,4 +333,69 @@ fn a_hole_that_is_closed_is_not_looked_for_again() {
     assert_eq!(doc.count("lastRecentSyncResult.threads"), Some(1));
     assert_eq!(doc.bool("lastRecentSyncResult.ok"), Some(true));
     assert!(doc.time("lastRecentSyncAt").is_some());
+}
+
+/// Commits that write the lease of a backfill.
+fn of_the_lease(request: &StoreRequest) -> bool {
+    let lease = |path: &DocPath| path.as_str().ends_with("leases/autoBackfill");
+    matches!(&request.call, StoreCall::Commit(writes) if writes.iter().any(|w| lease(&w.path)))
+}
+
+fn refuse(rig: &mut Rig) {
+    rig.until(10_000, |rig| !rig.nodes[0].held.is_empty());
+    let request = rig.nodes[0].held.remove(0);
+    rig.give(0, Input::Answer(request.id, Answer::Rejected(Rejection::Unavailable)));
+}
+
+fn let_pass(rig: &mut Rig) {
+    rig.until(10_000, |rig| !rig.nodes[0].held.is_empty());
+    rig.nodes[0].holds = |_| false;
+    let request = rig.nodes[0].held.remove(0);
+    rig.release(0, &request);
+}
+
+#[test]
+fn a_run_takes_and_gives_back_its_lease_although_the_store_refuses_at_first() {
+    let (mut rig, account, thread, newest) = with_a_thread();
+    rig.until(MINUTE, |rig| rig.status(&account) == Some("connected"));
+    rig.nodes[0].holds = of_the_lease;
+    assert_eq!(rig.command(0, Command::Backfill(account.clone())), Reply::Accepted);
+    refuse(&mut rig);
+    assert_eq!(started(&rig), 0);
+    let_pass(&mut rig);
+    assert_eq!(started(&rig), 1);
+    let (_, request, _) = until_asked(&mut rig, 1);
+    rig.nodes[0].holds = of_the_lease;
+    page(&mut rig, &account, request, &thread, mark(newest - 100), 4);
+    refuse(&mut rig);
+    let_pass(&mut rig);
+    let results = ended(&rig, RunKind::AutoBackfill);
+    let [result] = &results[..] else { panic!("{results:?}") };
+    assert!(result.is_complete());
+    let given_back = rig.doc(&account.auto_backfill_path()).unwrap();
+    assert_eq!(given_back.value("owner"), Some(&Value::Null));
+}
+
+#[test]
+fn without_a_reservation_nobody_asks() {
+    let (mut rig, account, _, _) = with_a_thread();
+    rig.until(MINUTE, |rig| rig.status(&account) == Some("connected"));
+    rig.nodes[0].holds = |request: &StoreRequest| {
+        let coverage = |path: &DocPath| path.as_str().contains("/coverage/");
+        matches!(&request.call, StoreCall::Commit(writes) if writes.iter().any(|w| coverage(&w.path)))
+    };
+    rig.command(0, Command::Backfill(account.clone()));
+    refuse(&mut rig);
+    // What it knows of the thread is kept all the same.
+    let_pass(&mut rig);
+    rig.pass(1_000);
+    let results = ended(&rig, RunKind::AutoBackfill);
+    let [result] = &results[..] else { panic!("{results:?}") };
+    assert_eq!((result.ok, result.error), (false, Some("store_unavailable")));
+    assert_eq!(asked(&rig).len(), 0);
+    let words = shown(&rig, &account).str("lastAutoBackfillStatus.errorMessage");
+    assert_eq!(words, Some("the store did not answer"));
+    // The phone is not kept from the next one for longer than it rests.
+    rig.command(0, Command::Backfill(account.clone()));
+    rig.until(31_000, |rig| asked(rig).len() == 1);
 }
