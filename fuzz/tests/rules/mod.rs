@@ -11,3 +11,4 @@ mod pages;
 mod rig;
 mod runs;
 mod sessions;
+mod ticks;

@@ -1,0 +1,103 @@
+//! Whom a tick starts, and what an instance tells of itself.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use backfill_core::doc::Value;
+use backfill_core::id::{AccountId, Epoch};
+use backfill_core::instance::{AccountInsight, LockInsight};
+use backfill_core::io::{Event, RunKind, Skip};
+use backfill_core::policy::{Credentials, Settings};
+use backfill_core::time::Mono;
+
+use super::rig::{Rig, label};
+
+/// How many each tick started, and how many it passed over and why, once five are connected.
+fn ticks(rig: &Rig, of: RunKind) -> Vec<(u32, BTreeMap<Skip, u32>)> {
+    let events = rig.nodes[0].events.iter();
+    events
+        .filter_map(|(_, event)| match event {
+            Event::Tick { kind, connected: 5, started, skipped } if *kind == of => {
+                Some((*started, skipped.clone()))
+            }
+            _ => None,
+        })
+        .collect()
+}
+
+fn with_five_accounts() -> (Rig, Vec<AccountId>) {
+    let mut settings =
+        Settings { credentials: Credentials::Shared, ..Settings::exclusive(label(0)) };
+    settings.auto_backfill.interval = Duration::from_secs(20);
+    settings.auto_backfill.max_accounts_per_tick = 2;
+    // Only ticks start them.
+    settings.auto_backfill.connect_jitter_min = Duration::from_secs(1_000);
+    settings.auto_backfill.connect_jitter_max = Duration::from_secs(1_001);
+    let mut rig = Rig::new([settings]);
+    let accounts: Vec<_> = (0..5).map(|n| rig.add_account(n, "disconnected")).collect();
+    for account in &accounts {
+        rig.write(&account.sync_path(), &[("surveyed", Value::Int(0))]);
+    }
+    (rig, accounts)
+}
+
+#[test]
+fn a_tick_starts_as_many_as_it_may_and_counts_the_others() {
+    let (mut rig, _) = with_five_accounts();
+    rig.pass(130_000);
+    let all = ticks(&rig, RunKind::AutoBackfill);
+    let skipped = |reasons: &[(Skip, u32)]| reasons.iter().copied().collect::<BTreeMap<_, _>>();
+    let expected = [
+        (2, skipped(&[(Skip::TickCap, 3)])),
+        (2, skipped(&[(Skip::Backoff, 2), (Skip::TickCap, 1)])),
+        (1, skipped(&[(Skip::Backoff, 4)])),
+        (0, skipped(&[(Skip::Backoff, 5)])),
+    ];
+    assert_eq!(all[..4], expected);
+    let idle = ticks(&rig, RunKind::RecentSync);
+    assert_eq!(idle, [(0, skipped(&[(Skip::Idle, 5)]))]);
+}
+
+#[test]
+fn an_instance_tells_what_it_holds_and_when_it_ticks() {
+    let (mut rig, accounts) = with_five_accounts();
+    rig.pass(10_000);
+    let instance = &rig.nodes[0].instance;
+    let now = Mono::from_millis(10_000);
+    let LockInsight { holder, own, expires_in } = instance.lock_insight().unwrap();
+    assert_eq!((holder.as_str(), own), ("i0", true));
+    assert!(expires_in.is_some_and(|left| left > Duration::from_secs(30)), "{expires_in:?}");
+    assert_eq!(instance.account_ids().cloned().collect::<Vec<_>>(), accounts);
+    let insight = instance.account_insight(&accounts[0]).unwrap();
+    let known = AccountInsight {
+        status: "connected".into(),
+        owner: Some("i0".into()),
+        own: true,
+        epoch: Epoch(1),
+        connected: true,
+    };
+    assert_eq!(insight, known);
+    assert!(instance.account_insight(&AccountId::parse("other").unwrap()).is_none());
+    let tick = instance.next_tick(RunKind::AutoBackfill).unwrap();
+    assert!(tick > now && tick <= now + Duration::from_secs(20));
+    let (estimate, time) = (instance.store_now(), rig.time());
+    assert!(estimate <= time && time.since(estimate) < Duration::from_secs(1));
+    assert!(instance.fence(&accounts[0]).is_some());
+    assert_eq!(instance.beliefs().count(), 5);
+}
+
+#[test]
+fn who_waits_tells_who_holds_the_lock() {
+    let settings =
+        |n| Settings { credentials: Credentials::Shared, ..Settings::exclusive(label(n)) };
+    let mut rig = Rig::new([settings(0), settings(1)]);
+    let account = rig.add_account(1, "disconnected");
+    rig.pass(60_000);
+    let waits = rig.nodes.iter().position(|node| !node.is_active()).unwrap();
+    let holds = format!("i{}", 1 - waits);
+    let instance = &rig.nodes[waits].instance;
+    let LockInsight { holder, own, .. } = instance.lock_insight().unwrap();
+    assert_eq!((holder.as_str(), own), (holds.as_str(), false));
+    assert!(instance.account_insight(&account).is_none_or(|insight| !insight.own));
+    assert_eq!((instance.beliefs().count(), instance.lock_belief()), (0, None));
+}
