@@ -4,6 +4,7 @@
 mod accounts;
 mod chunks;
 mod closing;
+mod gaps;
 mod history;
 mod holes;
 mod outbox;
