@@ -196,7 +196,7 @@ impl DocPath {
     /// [`PathError`] if `id` cannot be a document id, for instance because it contains `/`.
     pub fn new(collection: &CollectionPath, id: &str) -> Result<Self, PathError> {
         id_rules(id)?;
-        Ok(Self(smol_str::format_smolstr!("{}/{id}", collection.0)))
+        Ok(Self([collection.as_str(), "/", id].concat().into()))
     }
 
     /// The whole path.
@@ -217,7 +217,7 @@ impl DocPath {
 
     /// A collection below this document.
     pub fn child(&self, name: &'static str) -> CollectionPath {
-        CollectionPath(smol_str::format_smolstr!("{}/{name}", self.0))
+        CollectionPath([self.as_str(), "/", name].concat().into())
     }
 }
 

@@ -147,7 +147,7 @@ impl AccountId {
 
     fn below(&self, rest: &str) -> DocPath {
         // An id is one valid segment, so the path is valid too.
-        DocPath::parse(smol_str::format_smolstr!("accounts/{}{rest}", self.0))
+        DocPath::parse(["accounts/", &self.0, rest].concat())
             .expect("an account id is a path segment")
     }
 }
@@ -206,7 +206,7 @@ impl ThreadId {
     /// # Errors
     /// [`PathError`] if the pair cannot be a document id.
     pub fn of_chat(account: &AccountId, jid: &str) -> Result<Self, PathError> {
-        Self::parse(smol_str::format_smolstr!("{}__{jid}", account.as_str()))
+        Self::parse([account.as_str(), "__", jid].concat())
     }
 
     /// The chat's JID: what follows the account's id, or `None` in another account's thread.
@@ -216,8 +216,7 @@ impl ThreadId {
 
     /// `threads/{id}`.
     pub fn path(&self) -> DocPath {
-        DocPath::parse(smol_str::format_smolstr!("threads/{}", self.0))
-            .expect("a thread id is a path segment")
+        DocPath::parse(["threads/", &self.0].concat()).expect("a thread id is a path segment")
     }
 
     /// `threads/{id}/messages`.

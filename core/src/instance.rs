@@ -237,7 +237,11 @@ impl Instance {
     /// Whether it believes to own the account, and until when. Ask right before an effect, such
     /// as acknowledging a message, and compare `until` with the clock.
     pub fn belief(&self, account: &AccountId) -> Option<Belief> {
-        let tenure = self.accounts.get(account)?.tenure.as_ref()?;
+        self.belief_in(self.accounts.get(account)?)
+    }
+
+    fn belief_in(&self, account: &Account) -> Option<Belief> {
+        let tenure = account.tenure.as_ref()?;
         let stands = matches!(tenure.stage, Stage::Loading | Stage::Ready | Stage::Leaving);
         stands.then_some(Belief { epoch: tenure.epoch, until: self.host.deadline })
     }
@@ -249,7 +253,7 @@ impl Instance {
 
     /// Everything it believes to own.
     pub fn beliefs(&self) -> impl Iterator<Item = (&AccountId, Belief)> {
-        self.accounts.keys().filter_map(|id| Some((id, self.belief(id)?)))
+        self.accounts.iter().filter_map(|(id, account)| Some((id, self.belief_in(account)?)))
     }
 
     /// Whether it believes to hold the lock.

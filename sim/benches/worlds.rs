@@ -43,6 +43,10 @@ use sim::swarm;
 use sim::trace::Trace;
 use sim::world::World;
 
+/// That of campaigns.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Messages of each conversation from before a first day.
 const HISTORY: u32 = 200;
 

@@ -161,17 +161,14 @@ fn run(value: u64, ms: u64, ppm: i32) -> u64 {
 
 /// After how many real milliseconds a clock of this rate has gone `value` on; `None` for never.
 fn time_to_run(value: u64, ppm: i32) -> Option<u64> {
-    let rate = 1_000_000 + i128::from(ppm);
-    if rate <= 0 {
-        return None;
-    }
-    let value = i128::from(value);
-    let mut ms = value * 1_000_000 / rate;
+    let rate = u64::try_from(1_000_000 + i64::from(ppm)).ok().filter(|rate| *rate > 0)?;
+    let (whole, rest) = (value / rate, value % rate);
+    let mut ms = whole.checked_mul(1_000_000)?.checked_add(rest * 1_000_000 / rate)?;
     // `run` rounds down, so the exact quotient can be one short.
-    while ms + (ms * i128::from(ppm)).div_euclid(1_000_000) < value {
+    while run(0, ms, ppm) < value {
         ms += 1;
     }
-    u64::try_from(ms).ok()
+    Some(ms)
 }
 
 #[cfg(test)]

@@ -29,6 +29,10 @@ use sim::trace::Trace;
 use sim::variant::Variant;
 use sim::world::World;
 
+/// Most of what a world does is to make small documents and drop them again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Worlds in which everything goes wrong that can, and what became of them
 #[derive(Parser)]
 #[command(name = "sim", version)]

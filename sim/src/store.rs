@@ -287,10 +287,9 @@ struct PathHasher(u64);
 
 impl Hasher for PathHasher {
     fn write(&mut self, bytes: &[u8]) {
-        for part in bytes.chunks(8) {
-            let mut padded = [0; 8];
-            padded[..part.len()].copy_from_slice(part);
-            let part = u64::from_le_bytes(padded);
+        let (parts, rest) = bytes.as_chunks();
+        let rest = rest.iter().rev().fold(0, |rest, byte| rest << 8 | u64::from(*byte));
+        for part in parts.iter().map(|part| u64::from_le_bytes(*part)).chain([rest]) {
             self.0 = (self.0.rotate_left(5) ^ part).wrapping_mul(0x517c_c1b7_2722_0a95);
         }
     }

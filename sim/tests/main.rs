@@ -15,3 +15,7 @@ mod regressions;
 mod shrinking;
 mod tier1;
 mod tier2;
+
+/// That of campaigns.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

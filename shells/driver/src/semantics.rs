@@ -163,30 +163,35 @@ pub fn find<'a>(
     let keys = sort_keys(query);
     let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
     let matching = docs.filter(|doc| matches(query, doc));
-    let found: Vec<&Arc<Document>> = if keys.is_empty() {
-        let after = |doc: &&Arc<Document>| {
-            query.after.as_ref().is_none_or(|after| *after.id < *doc.path.id())
-        };
-        matching.filter(after).take(limit).collect()
-    } else {
-        let after = |values: &[&Value], id: &str| {
-            query.after.as_ref().is_none_or(|after| {
-                let cursor = (after.keys.iter(), after.id.as_str());
-                compare_places(query, &keys, (values, id), cursor).is_gt()
-            })
-        };
-        let mut places: Vec<(Vec<&Value>, &str, &Arc<Document>)> = matching
-            .filter_map(|doc| {
-                let values = keys.iter().map(|(field, _)| field_at(&doc.fields, field));
-                Some((values.collect::<Option<Vec<&Value>>>()?, doc.path.id(), doc))
-            })
-            .filter(|(values, id, _)| after(values, id))
-            .collect();
-        places.sort_unstable_by(|(a, id, _), (b, other, _)| {
-            compare_places(query, &keys, (a, id), (b.iter().copied(), other))
-        });
-        places.truncate(limit);
-        places.into_iter().map(|(.., doc)| doc).collect()
+    let found: Vec<&Arc<Document>> = match keys.split_first() {
+        None => {
+            let after = |doc: &&Arc<Document>| {
+                query.after.as_ref().is_none_or(|after| *after.id < *doc.path.id())
+            };
+            matching.filter(after).take(limit).collect()
+        }
+        Some(((first, direction), rest)) => {
+            // The first key tells most documents apart; the others are looked up where it does not.
+            let place = |doc: &'a Arc<Document>| {
+                let key = field_at(&doc.fields, first)?;
+                let complete = rest.iter().all(|(field, _)| field_at(&doc.fields, field).is_some());
+                (complete && is_after(query, &keys, doc)).then_some((key, doc))
+            };
+            let mut places: Vec<(&Value, &Arc<Document>)> = match id_direction(query) {
+                Direction::Ascending => matching.filter_map(place).collect(),
+                Direction::Descending => matching.rev().filter_map(place).collect(),
+            };
+            // They are in the order of their ids, and stay so where all keys are equal.
+            places.sort_by(|(a, doc), (b, other)| {
+                directed(compare(a, b), *direction).then_with(|| {
+                    let values = |doc: &'a Document| {
+                        rest.iter().filter_map(|(field, _)| field_at(&doc.fields, field))
+                    };
+                    compare_keys(rest, values(doc), values(other))
+                })
+            });
+            places.into_iter().take(limit).map(|(_, doc)| doc).collect()
+        }
     };
     match &query.select {
         None => found.into_iter().cloned().collect(),
@@ -284,11 +289,13 @@ fn check_merge(fields: &[(FieldPath, FieldOp)]) -> Result<(), StoreError> {
     let mut names: Vec<&str> = Vec::with_capacity(fields.len());
     for (field, op) in fields {
         names.push(field.as_str());
+        let mut depth = 0;
         for segment in field.segments() {
             check_key(segment)?;
+            depth += 1;
         }
         if let FieldOp::Set(value) = op {
-            check_value(value, field.segments().count())?;
+            check_value(value, depth)?;
         }
     }
     names.sort_unstable();
@@ -390,20 +397,24 @@ fn remove(fields: &mut Fields, field: &FieldPath) {
     fields.remove(last);
 }
 
-/// The order of two documents, of each of which the values of the sort keys and the id are given.
-fn compare_places<'a>(
-    query: &Query,
+/// Whether a document comes after the position from which the query goes on.
+fn is_after(query: &Query, keys: &[(&FieldPath, Direction)], doc: &Document) -> bool {
+    query.after.as_ref().is_none_or(|after| {
+        let values = keys.iter().filter_map(|(field, _)| field_at(&doc.fields, field));
+        let id = || directed(doc.path.id().cmp(&after.id), id_direction(query));
+        compare_keys(keys, values, after.keys.iter()).then_with(id).is_gt()
+    })
+}
+
+/// The order of two documents, of each of which the values of the sort keys are given.
+fn compare_keys<'a>(
     keys: &[(&FieldPath, Direction)],
-    (values, id): (&[&Value], &str),
-    (others, other): (impl Iterator<Item = &'a Value>, &str),
+    values: impl Iterator<Item = &'a Value>,
+    others: impl Iterator<Item = &'a Value>,
 ) -> Ordering {
-    for (((_, direction), value), other) in keys.iter().zip(values).zip(others) {
-        let ordering = compare(value, other);
-        if ordering.is_ne() {
-            return directed(ordering, *direction);
-        }
-    }
-    directed(id.cmp(other), id_direction(query))
+    let orderings = keys.iter().zip(values.zip(others));
+    let mut orderings = orderings.map(|((_, to), (a, b))| directed(compare(a, b), *to));
+    orderings.find(|ordering| ordering.is_ne()).unwrap_or(Ordering::Equal)
 }
 
 fn directed(ordering: Ordering, direction: Direction) -> Ordering {
@@ -509,6 +520,38 @@ mod tests {
         assert!(merge(&["a.b", "a1", "a"]));
         assert!(merge(&["a", "a"]));
         assert!(!merge(&["a.b", "a.c", "a_b", "a1"]));
+    }
+
+    #[test]
+    fn what_is_found_is_in_the_order_of_all_keys_and_goes_on_after_a_cursor() {
+        let docs = [("a", 1, 2), ("b", 1, 1), ("c", 2, 1), ("d", 1, 2), ("f", 0, 5)];
+        let doc = |(id, x, y): (&str, i64, i64)| {
+            let path = DocPath::parse(format!("q/{id}")).unwrap();
+            let fields = [("x".into(), Value::Int(x)), ("y".into(), Value::Int(y))].into();
+            Arc::new(Document { path, fields, version: Version(1), update_time: StoreTime::EPOCH })
+        };
+        let mut docs: Vec<Arc<Document>> = docs.into_iter().map(doc).collect();
+        let mut incomplete = Document::clone(&docs[0]);
+        incomplete.path = DocPath::parse("q/e").unwrap();
+        incomplete.fields.remove("y");
+        docs.insert(4, Arc::new(incomplete));
+        let found = |query: &Query| -> Vec<Arc<Document>> { find(query, docs.iter()) };
+        let ids = |found: &[Arc<Document>]| found.iter().map(|d| d.path.id()).collect::<String>();
+        let all = Query::all(backfill_core::doc::CollectionPath::root("q"), 9);
+        for (x, y, order) in [
+            (Direction::Descending, Direction::Ascending, "cbadf"),
+            (Direction::Ascending, Direction::Descending, "fdabc"),
+        ] {
+            let query = all.clone().order_by("x".into(), x).order_by("y".into(), y);
+            assert_eq!(ids(&found(&query)), order);
+            for (n, last) in found(&query).iter().enumerate() {
+                let after = cursor_at(&query, last);
+                let rest = found(&Query { after, ..query.clone() });
+                assert_eq!(ids(&rest), order[n + 1..]);
+                let limit = n as u32 + 1;
+                assert_eq!(ids(&found(&Query { limit, ..query.clone() })), order[..=n]);
+            }
+        }
     }
 
     #[test]

@@ -106,7 +106,7 @@ impl Checker {
         let Some(rest) = path.strip_prefix("accounts/") else { return Touched::NOTHING };
         if path.ends_with("/leases/connection") {
             Touched { account: self.position_in(rest), ..Touched::NOTHING }
-        } else if path.contains("/leases/") {
+        } else if rest.contains("/leases/") {
             Touched { runs: true, ..Touched::NOTHING }
         } else {
             Touched::NOTHING
@@ -136,8 +136,10 @@ impl Checker {
         if touched.session {
             self.look_at_session(at, process, core, clock);
             self.look_at_lock(at, process, core, clock);
-            for position in 0..self.accounts.len() as u16 {
-                self.look_at_account(at, process, position, core, clock);
+            if self.processes[process as usize].held > 0 || core.beliefs().next().is_some() {
+                for position in 0..self.accounts.len() as u16 {
+                    self.look_at_account(at, process, position, core, clock);
+                }
             }
         } else if touched.account != NOWHERE {
             self.look_at_account(at, process, touched.account, core, clock);
