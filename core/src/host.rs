@@ -27,7 +27,7 @@ pub(crate) struct Host {
     pub(crate) boot: BootId,
     /// Until when everything held under the session may be believed
     pub(crate) deadline: Mono,
-    /// In shared mode, until when the compat lock certainly keeps other software away
+    /// Until when the compat lock certainly keeps other software away
     pub(crate) shown_until: Option<Mono>,
     /// When the accounts were last taken over from software that is not ours
     pub(crate) foreign_at: Option<StoreTime>,

@@ -5,6 +5,7 @@
 //! next renewal or by a dead mark.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use smol_str::SmolStr;
 
@@ -161,11 +162,6 @@ impl Session {
         self.pump(host);
     }
 
-    /// When the latest commit that is known to have happened was sent.
-    pub(crate) fn confirmed(&self) -> Option<Mono> {
-        self.chain.confirmed()
-    }
-
     pub(crate) fn is_ending(&self) -> bool {
         self.ending
     }
@@ -192,7 +188,15 @@ impl Session {
     pub(crate) fn on_answer(&mut self, host: &mut Host, answer: Answer) -> Option<Outcome> {
         let before = self.chain.confirmed();
         let progress = self.chain.on_answer(host, answer);
-        if let Some(sent) = self.chain.confirmed().filter(|sent| Some(*sent) > before) {
+        let mut news = self.chain.confirmed() > before;
+        if let (Progress::Applied { sent, .. }, Some(op)) = (&progress, &self.op)
+            && op.shows_lock()
+        {
+            let shown = believed(host, *sent, compat_term(host));
+            host.shown_until = host.shown_until.max(Some(shown));
+            news = true;
+        }
+        if let Some(sent) = self.chain.confirmed().filter(|_| news) {
             self.confirm(host, sent);
         }
         match progress {
@@ -230,17 +234,13 @@ impl Session {
 
     /// A commit that was sent at `sent` is known to have happened.
     fn confirm(&self, host: &mut Host, sent: Mono) {
-        let counted_from = if host.bug(Bug::DeadlineFromAnswer) { host.now } else { sent };
-        let belief = if host.bug(Bug::DeadlineFromAnswer) || host.bug(Bug::MarginMissing) {
-            host.policy.session_term
-        } else {
-            host.policy.belief(host.policy.session_term)
-        };
-        let until = counted_from + belief;
+        let until = believed(host, sent, host.policy.session_term);
         let shown = host.shown_until.filter(|_| self.state != SessionState::Passive);
         host.deadline = shown.map_or(until, |shown| until.min(shown));
         host.timers.set(Timer::Deadline, host.deadline);
-        if !host.bug(Bug::NoRenewal) {
+        // The compat lock is not renewed by what renews the session alone.
+        let lacks_lock = self.mirror.is_some() && !self.op.as_ref().is_some_and(Op::shows_lock);
+        if !host.bug(Bug::NoRenewal) && !lacks_lock {
             let renewal = host.policy.session_renewal;
             host.timers.set(Timer::Renew, (sent + renewal).max(host.now));
         }
@@ -334,14 +334,36 @@ impl Session {
     }
 }
 
+impl Op {
+    /// Whether it writes in the compat lock that it is held.
+    fn shows_lock(&self) -> bool {
+        matches!(self, Self::Mirror | Self::Claim(Claim { mirror: Some(_), .. }))
+    }
+}
+
+/// Until when what a commit took that was sent at `sent` is believed.
+fn believed(host: &Host, sent: Mono, term: Duration) -> Mono {
+    if host.bug(Bug::DeadlineFromAnswer) {
+        return host.now + term;
+    }
+    if host.bug(Bug::MarginMissing) {
+        return sent + term;
+    }
+    sent + host.policy.belief(term)
+}
+
+/// The term that is written to the compat lock.
+fn compat_term(host: &Host) -> Duration {
+    match host.policy.mode {
+        InstanceMode::Exclusive => host.policy.session_term,
+        // One session renews it for all of a cluster, and not with each renewal.
+        InstanceMode::Shared { .. } => COMPAT_TERM.max(host.policy.session_term),
+    }
+}
+
 impl Mirror {
     fn held(&self, host: &Host, acquired: bool) -> Write {
-        // One session renews it for all of a cluster, and not with each renewal.
-        let term = match host.policy.mode {
-            InstanceMode::Exclusive => host.policy.session_term,
-            InstanceMode::Shared { .. } => COMPAT_TERM.max(host.policy.session_term),
-        };
-        let until = host.clock.now(host.now, 0).unwrap_or_default() + term;
+        let until = host.clock.now(host.now, 0).unwrap_or_default() + compat_term(host);
         let mut fields = vec![
             (HOLDER_INSTANCE_ID, Value::from(self.holder.clone()).into()),
             (LEASE_UNTIL, Value::Int(until.as_millis()).into()),
@@ -383,3 +405,133 @@ const TTL: FieldPath = FieldPath::new("ttlMs");
 const UNTIL: FieldPath = FieldPath::new("until");
 const UPDATED_AT: FieldPath = FieldPath::new("updatedAt");
 const URL: FieldPath = FieldPath::new("url");
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::doc::Document;
+    use crate::id::{AccountId, InstanceId};
+    use crate::io::{Output, StoreCall};
+    use crate::lock::compat_path;
+    use crate::policy::{Policy, Settings};
+
+    /// A session that has the lock of exclusive mode, and what the store holds of it.
+    struct Rig {
+        host: Host,
+        session: Session,
+        version: i64,
+    }
+
+    impl Rig {
+        fn new() -> Self {
+            let policy = Policy::new(Settings::exclusive(InstanceId::parse("i").unwrap())).unwrap();
+            let mut host = Host::new(policy, [7; 32], Mono::from_millis(1_000));
+            let session = Session::begin(&mut host);
+            let mut rig = Self { host, session, version: 0 };
+            rig.succeed();
+            let mirror = Mirror {
+                path: compat_path(),
+                precondition: Precondition::Any,
+                holder: "i#boot".into(),
+                from_foreign: false,
+            };
+            rig.push(claim(Key::Lock, lock_path(), Some(mirror.clone())));
+            rig.succeed();
+            rig.session.mirror = Some(mirror);
+            rig.session.state = SessionState::Active;
+            rig
+        }
+
+        fn push(&mut self, op: Op) {
+            self.session.push(&mut self.host, op);
+        }
+
+        fn wait(&mut self, seconds: u64) {
+            self.host.now = self.host.now + Duration::from_secs(seconds);
+        }
+
+        /// The documents of the commit that was sent last.
+        fn sent(&mut self) -> Vec<DocPath> {
+            let mut sent = Vec::new();
+            while let Some(output) = self.host.out.pop_front() {
+                if let Output::Store(request) = output
+                    && let StoreCall::Commit(writes) = request.call
+                {
+                    sent = writes.into_iter().map(|write| write.path).collect();
+                }
+            }
+            sent
+        }
+
+        fn succeed(&mut self) -> Option<Outcome> {
+            self.version += 1;
+            let versions = self.sent().iter().map(|_| Some(Version(self.version))).collect();
+            let answer = Answer::Committed { commit_time: StoreTime::from_secs(3), versions };
+            self.session.on_answer(&mut self.host, answer)
+        }
+
+        /// What was sent last never arrived: it is read, and the session's document is moved.
+        fn lose(&mut self) -> Option<Outcome> {
+            assert_eq!(self.session.on_answer(&mut self.host, Answer::Unknown), None);
+            let head = Document {
+                path: self.host.boot.path(),
+                fields: [("boot".into(), Value::from(self.host.boot.text()))].into(),
+                version: Version(self.version),
+                update_time: StoreTime::from_secs(3),
+            };
+            let docs = vec![Some(Arc::new(head)), None];
+            let read = Answer::Read { read_time: StoreTime::from_secs(4), docs };
+            assert_eq!(self.session.on_answer(&mut self.host, read), None);
+            assert_eq!(self.sent(), [self.host.boot.path()]);
+            self.version += 1;
+            let versions = vec![Some(Version(self.version))];
+            let answer = Answer::Committed { commit_time: StoreTime::from_secs(4), versions };
+            self.session.on_answer(&mut self.host, answer)
+        }
+    }
+
+    fn claim(key: Key, path: DocPath, mirror: Option<Mirror>) -> Op {
+        Op::Claim(Claim {
+            key,
+            path,
+            precondition: Precondition::Absent,
+            epoch: Epoch(1),
+            owner: "boot".into(),
+            abnormal: false,
+            unlinked: None,
+            mirror,
+        })
+    }
+
+    #[test]
+    fn it_is_believed_no_longer_than_the_compat_lock_shows_it() {
+        let mut rig = Rig::new();
+        let until = rig.host.deadline;
+        assert_eq!(until, rig.host.now + rig.host.policy.belief(rig.host.policy.session_term));
+        rig.wait(30);
+        rig.push(Op::Mirror);
+        let outcome = rig.lose();
+        assert!(matches!(outcome, Some(Outcome::Refused(Op::Mirror, _))), "{outcome:?}");
+        assert_eq!(rig.host.deadline, until, "the session was renewed, the compat lock was not");
+        rig.session.pump(&mut rig.host);
+        rig.push(Op::Mirror);
+        rig.succeed();
+        assert_eq!(rig.host.deadline, until + Duration::from_secs(30));
+    }
+
+    #[test]
+    fn taking_accounts_does_not_put_off_the_renewal_of_the_compat_lock() {
+        let mut rig = Rig::new();
+        let due = rig.host.timers.at(&Timer::Renew);
+        assert!(due.is_some());
+        for name in ["a", "b"] {
+            rig.wait(20);
+            let account = AccountId::parse(name).unwrap();
+            rig.push(claim(Key::Account(account.clone()), account.path(), None));
+            rig.succeed();
+            assert_eq!(rig.host.timers.at(&Timer::Renew), due);
+        }
+    }
+}

@@ -202,9 +202,7 @@ impl Instance {
         self.lock.owner = Some(claim.owner.clone());
         self.lock.epoch = claim.epoch;
         self.note_taken_over(claim.mirror.as_ref().is_some_and(|mirror| mirror.from_foreign));
-        if self.is_shared() {
-            self.show_shared();
-        } else {
+        if !self.is_shared() {
             let version = versions.get(1).copied().flatten();
             self.session.mirror = claim.mirror.clone().map(|mirror| Mirror {
                 precondition: version.map_or(Precondition::Any, Precondition::Version),
@@ -259,13 +257,6 @@ impl Instance {
         if from_foreign {
             self.host.foreign_at = self.host.foreign_at.max(Some(self.host.store_now()));
         }
-    }
-
-    /// The compat lock was written just now.
-    pub(super) fn show_shared(&mut self) {
-        let sent = self.session.confirmed().unwrap_or(self.host.now);
-        let shown = sent + self.host.policy.belief(COMPAT_TERM);
-        self.host.shown_until = self.host.shown_until.max(Some(shown));
     }
 }
 

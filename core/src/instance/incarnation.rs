@@ -60,7 +60,6 @@ impl Instance {
             Op::Mirror if self.is_shared() => {
                 let mirror = self.session.mirror.take();
                 self.note_taken_over(mirror.is_some_and(|mirror| mirror.from_foreign));
-                self.show_shared();
                 if self.mode != Mode::Active {
                     self.soon(Timer::Poll);
                 }
