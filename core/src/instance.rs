@@ -87,8 +87,10 @@ pub struct Instance {
     last_move: Option<Mono>,
     /// How many accounts in a row came back, because nobody took them
     vain_moves: u32,
-    /// No account is taken before this
+    /// What others might take is left to them until then
     abstain_until: Mono,
+    /// Since when nobody has the lock, as far as is known
+    unlocked_since: Option<Mono>,
     abstain_for: Duration,
     stopping: bool,
     stopped: bool,
@@ -142,6 +144,7 @@ impl Instance {
             last_move: None,
             vain_moves: 0,
             abstain_until: Mono::ZERO,
+            unlocked_since: None,
             abstain_for: Duration::ZERO,
             stopping: false,
             stopped: false,

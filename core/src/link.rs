@@ -14,8 +14,8 @@ pub(crate) struct Link {
     failures: u32,
     opened_at: Option<Mono>,
     replaced: VecDeque<Mono>,
-    /// Since when WhatsApp could not be reached
-    pub(crate) cut_off_since: Option<Mono>,
+    /// When WhatsApp could not be reached first, and last
+    cut_off: Option<(Mono, Mono)>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,7 +44,7 @@ impl Link {
             failures: 0,
             opened_at: None,
             replaced: VecDeque::new(),
-            cut_off_since: None,
+            cut_off: None,
         }
     }
 
@@ -68,12 +68,17 @@ impl Link {
     pub(crate) fn opened(&mut self, host: &Host, connection: RequestId) {
         self.state = LinkState::Open(connection);
         self.opened_at = Some(host.now);
-        self.cut_off_since = None;
+        self.cut_off = None;
     }
 
     /// WhatsApp answered, if only with a code to scan.
     pub(crate) fn reached(&mut self) {
-        self.cut_off_since = None;
+        self.cut_off = None;
+    }
+
+    /// For how long it is known that WhatsApp cannot be reached.
+    pub(crate) fn cut_off_for(&self) -> Duration {
+        self.cut_off.map_or(Duration::ZERO, |(first, last)| last.since(first))
     }
 
     /// After a connection ended or could not be opened: how long to wait before the next one, and
@@ -81,8 +86,9 @@ impl Link {
     pub(crate) fn lost(&mut self, host: &mut Host, reason: CloseReason) -> (Duration, bool) {
         let stable = self.opened_at.is_some_and(|at| host.now.since(at) >= STABLE);
         self.failures = if stable { 0 } else { self.failures.saturating_add(1) };
-        if self.opened_at.take().is_none() && self.cut_off_since.is_none() {
-            self.cut_off_since = Some(host.now);
+        if self.opened_at.take().is_none() {
+            let (first, _) = self.cut_off.unwrap_or((host.now, host.now));
+            self.cut_off = Some((first, host.now));
         }
         self.state = LinkState::Waiting { turn: None };
 
@@ -100,7 +106,11 @@ impl Link {
         let doublings = self.failures.min(16);
         let base = host.policy.reconnect_min.saturating_mul(1 << doublings);
         let longest = base.min(host.policy.reconnect_max);
-        (host.jitter(longest / 2, longest), contested)
+        let wait = host.jitter(longest / 2, longest);
+        // Nothing is given up without another look.
+        let left = host.policy.cut_off_after.saturating_sub(self.cut_off_for());
+        let looks_again = self.cut_off.is_some() && !left.is_zero();
+        (if looks_again { wait.min(left) } else { wait }, contested)
     }
 }
 
@@ -130,6 +140,7 @@ mod tests {
         let (mut host, mut link) = (host(), Link::new());
         let mut longest = 2;
         for _ in 0..40 {
+            link.opened(&host, RequestId(1));
             let (wait, contested) = link.lost(&mut host, CloseReason::Lost);
             assert!(
                 wait <= Duration::from_secs(longest) && wait >= Duration::from_secs(longest) / 2
@@ -168,14 +179,28 @@ mod tests {
     fn cut_off_counts_from_the_first_failure_to_reach_whatsapp() {
         let (mut host, mut link) = (host(), Link::new());
         link.lost(&mut host, CloseReason::Lost);
-        let first = host.now;
         pass(&mut host, 10);
         link.lost(&mut host, CloseReason::Lost);
-        assert_eq!(link.cut_off_since, Some(first));
+        pass(&mut host, 1);
+        assert_eq!(link.cut_off_for(), Duration::from_secs(10), "what has come since is not known");
         link.opened(&host, RequestId(1));
-        assert_eq!(link.cut_off_since, None);
+        assert_eq!(link.cut_off_for(), Duration::ZERO);
+        pass(&mut host, 10);
         link.lost(&mut host, CloseReason::Lost);
-        assert_eq!(link.cut_off_since, None, "it was reached until now");
+        assert_eq!(link.cut_off_for(), Duration::ZERO, "it was reached until now");
+    }
+
+    #[test]
+    fn it_looks_again_when_it_would_count_as_cut_off() {
+        let (mut host, mut link) = (host(), Link::new());
+        let limit = host.policy.cut_off_after;
+        let begin = host.now;
+        while link.cut_off_for() < limit {
+            let (wait, _) = link.lost(&mut host, CloseReason::Lost);
+            host.now = host.now + wait;
+            assert!(host.now <= begin + limit || link.cut_off_for() == limit);
+        }
+        assert_eq!(link.cut_off_for(), limit);
     }
 
     #[test]
@@ -201,10 +226,13 @@ mod tests {
     #[test]
     fn who_gets_a_code_to_scan_is_not_cut_off() {
         let (mut host, mut link) = (host(), Link::new());
-        link.lost(&mut host, CloseReason::Lost);
-        assert!(link.cut_off_since.is_some());
+        for _ in 0..2 {
+            link.lost(&mut host, CloseReason::Lost);
+            pass(&mut host, 5);
+        }
+        assert_eq!(link.cut_off_for(), Duration::from_secs(5));
         link.reached();
-        assert_eq!(link.cut_off_since, None);
+        assert_eq!(link.cut_off_for(), Duration::ZERO);
     }
 
     #[test]

@@ -48,7 +48,7 @@ pub struct Settings {
     pub rebalance_interval: Duration,
     /// Shared mode: an account stays at least this long where it is
     pub residency: Duration,
-    /// Shared mode: what nobody owned for this long may be taken beyond the fair share
+    /// What nobody owned for this long may be taken beyond the fair share, and by who had given it up
     pub unowned_bound: Duration,
     /// An instance that reaches the store but not WhatsApp for this long releases its accounts
     pub cut_off_after: Duration,

@@ -436,9 +436,7 @@ impl Instance {
         let limit = self.host.policy.cut_off_after;
         let links = || self.accounts.values().filter_map(|a| a.tenure.as_ref()).map(|t| &t.link);
         let reached = links().any(|link| link.is_open());
-        let cut_off = !reached
-            && links()
-                .any(|link| link.cut_off_since.is_some_and(|at| self.host.now.since(at) >= limit));
+        let cut_off = !reached && links().any(|link| link.cut_off_for() >= limit);
         if reached {
             self.abstain_for = Duration::ZERO;
             self.session.healthy = true;

@@ -124,6 +124,13 @@ impl Instance {
         let ours = owner.is_some()
             && (owner == cluster || owner.as_deref() == Some(self.host.boot.as_str()));
         let alive = owner.as_deref().is_some_and(|owner| self.lock_owner_lives(owner));
+        let locked = ours || alive || foreign;
+        self.unlocked_since =
+            if locked { None } else { self.unlocked_since.or(Some(self.host.now)) };
+        // Where nobody else takes it, there is nobody to leave it to.
+        let unwanted = self
+            .unlocked_since
+            .is_some_and(|at| self.host.now.since(at) >= self.host.policy.unowned_bound);
 
         match self.mode {
             Mode::SteppingDown => {}
@@ -134,7 +141,7 @@ impl Instance {
             Mode::Active if !ours => self.step_down(PassiveReason::HeldByOther),
             Mode::Active => self.keep_shared_mirror(now),
             Mode::Passive(_) if self.stopping => {}
-            Mode::Passive(_) if self.host.now < self.abstain_until => {
+            Mode::Passive(_) if self.host.now < self.abstain_until && !unwanted => {
                 self.set_mode(Mode::Passive(PassiveReason::CutOff));
             }
             Mode::Passive(_) if self.since.is_none() => {}
