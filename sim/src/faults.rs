@@ -89,9 +89,10 @@ impl FaultPlan {
         holds
     }
 
-    /// Whether an instance is meant to be down.
+    /// Whether nothing may start on the host of an instance: it is meant to be down, or stands
+    /// still.
     pub fn keeps_down(&self, instance: u8) -> bool {
-        [Kind::Crash, Kind::HostReboot { ms: 0 }, Kind::Stop]
+        [Kind::Crash, Kind::HostReboot { ms: 0 }, Kind::Stop, Kind::Freeze]
             .iter()
             .any(|kind| self.on(*kind, instance, NO_ACCOUNT))
     }

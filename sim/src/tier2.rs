@@ -249,14 +249,18 @@ fn fault(world: &World, desk: &Lines<Command>, i: u32, on: bool) {
                 }
             }
         }
-        Kind::Pause | Kind::Freeze if on => {
-            for (instance, p) in hosts.into_iter().filter_map(|(i, p)| Some((i, p?))) {
-                world.look(|t| {
-                    if fault.kind == Kind::Freeze {
-                        t.checker.clock_changed(Some(instance));
-                    }
-                    t.pause(p, end);
-                });
+        Kind::Pause | Kind::Freeze => {
+            for (instance, current) in hosts {
+                match (on, current) {
+                    (true, Some(p)) => world.look(|t| {
+                        if fault.kind == Kind::Freeze {
+                            t.checker.clock_changed(Some(instance));
+                        }
+                        t.pause(p, end);
+                    }),
+                    (false, None) => start(world, instance),
+                    _ => {}
+                }
             }
         }
         Kind::Stop => {

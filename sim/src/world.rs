@@ -697,13 +697,18 @@ impl World {
                     }
                 }
             }
-            Kind::Pause | Kind::Freeze if on => {
-                for (_, p) in hosts.into_iter().filter_map(|(i, p)| Some((i, p?))) {
-                    if fault.kind == Kind::Freeze {
-                        let instance = self.processes[p as usize].instance;
-                        self.checker.clock_changed(Some(instance));
+            Kind::Pause | Kind::Freeze => {
+                for (instance, current) in hosts {
+                    match (on, current) {
+                        (true, Some(p)) => {
+                            if fault.kind == Kind::Freeze {
+                                self.checker.clock_changed(Some(instance));
+                            }
+                            self.pause(p, end);
+                        }
+                        (false, None) => self.start(instance),
+                        _ => {}
                     }
-                    self.pause(p, end);
                 }
             }
             Kind::Stop => {
