@@ -382,6 +382,19 @@ impl WhatsApp {
         }
     }
 
+    /// A client cannot read a message, and tells the server: its sender sends it once more, or it is
+    /// gone.
+    pub fn unreadable(&mut self, now: Real, account: u16, key: ConnKey, message: MessageRef) {
+        let current = self.is_current(account, key);
+        let Some(line) = self.lines.get_mut(&account).filter(|_| current) else { return };
+        if line.chance.permille(500) {
+            let again = now.after(line.chance.between(500, 5_000));
+            self.out.push((again, Out::Later(account, Later::Resend(message))));
+        } else {
+            line.queue.retain(|queued| *queued != Mail::Message(message));
+        }
+    }
+
     /// A client is through with the offline queue, and so is the server: what was left out is gone.
     /// Before that the next connection gets it.
     pub fn drained(&mut self, account: u16, key: ConnKey) {
@@ -949,12 +962,6 @@ impl Line {
             && faults.strikes(Kind::Undecryptable, NO_INSTANCE, id).is_some()
         {
             self.push(now, Delivery::Undecryptable(message), out);
-            if self.chance.permille(500) {
-                let again = now.after(self.chance.between(500, 5_000));
-                out.push((again, Out::Later(id, Later::Resend(message))));
-            } else {
-                self.queue.retain(|queued| *queued != mail);
-            }
             return;
         }
         self.push(now, Delivery::Live(mail), out);

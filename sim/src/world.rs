@@ -303,7 +303,12 @@ impl World {
 
     fn step(&mut self, event: Ev) {
         if let Some(p) = event.process() {
-            let Some(process) = self.processes.get_mut(p as usize) else { return };
+            let Some(process) = self.processes.get_mut(p as usize) else {
+                if let Ev::Deliver(account, key, delivery) = event {
+                    node::receive(&mut self.net, self.now, account, key, &delivery);
+                }
+                return;
+            };
             match process.state {
                 State::Dead => return,
                 State::Paused(_) => {

@@ -8,7 +8,7 @@ use backfill_core::io::{Answer, CloseReason, Rejection};
 use madsim::net::Endpoint;
 
 use super::World;
-use super::truth::Truth;
+use super::truth::{State, Truth};
 use super::wire::{
     AskWhatsApp, Brought, Chunk, Ear, FromWhatsApp, Lines, SayToWhatsApp, ToWhatsApp, WHATSAPP,
 };
@@ -16,7 +16,7 @@ use crate::chance::Chance;
 use crate::scenario::{AccountPlan, Kind};
 use crate::trace::Entry;
 use crate::whatsapp::{ConnKey, Delivery, Mail, Out};
-use crate::world::{intake, people};
+use crate::world::{intake, node, people};
 
 pub(super) async fn serve(world: World) {
     let endpoint = Endpoint::bind(WHATSAPP).await.expect("nobody else is there");
@@ -180,6 +180,7 @@ impl Truth {
     fn bring(&mut self, account: u16, key: ConnKey, delivery: Delivery) -> Option<Brought> {
         self.events += 1;
         if !self.is_alive(key.process) {
+            node::receive(&mut self.net, self.now, account, key, &delivery);
             return None;
         }
         let now = self.now;
@@ -257,8 +258,12 @@ impl Truth {
                 let second = self.net.message(account, message)?.second;
                 let mail = Mail::Unreadable(message);
                 let record = record(mail)?;
-                let lost = (thread.clone(), second);
-                self.checker.undecryptable(key.process, account, message, lost);
+                // A client that stands still tells the server nothing.
+                if self.processes[key.process as usize].state == State::Running {
+                    self.net.unreadable(self.now, account, key, message);
+                    let lost = (thread.clone(), second);
+                    self.checker.undecryptable(key.process, account, message, lost);
+                }
                 Brought::Undecryptable { thread, second, mail, record }
             }
         })

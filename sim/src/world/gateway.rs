@@ -343,6 +343,7 @@ impl World {
             }
             Delivery::Undecryptable(message) => {
                 link.backlog.push_back(Arrived::Live(Mail::Unreadable(message)));
+                self.net.unreadable(self.now, account, key, message);
                 let thread = self.net.home(self.now, account, message);
                 let known = self.net.message(account, message);
                 if let (Some(thread), Some(known)) = (thread, known) {

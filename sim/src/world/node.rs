@@ -13,7 +13,7 @@ use crate::checker::Checker;
 use crate::clock::Real;
 use crate::faults::FaultPlan;
 use crate::scenario::{AccountPlan, NodePlan};
-use crate::whatsapp::{ConnKey, WhatsApp};
+use crate::whatsapp::{ConnKey, Delivery, WhatsApp};
 
 /// What the Node instance knows.
 #[derive(Clone, Copy, Debug, Default)]
@@ -96,6 +96,14 @@ pub(crate) fn connect(
         if !net.open(now, account, key, u8::MAX, faults).unreachable {
             checker.foreign_connected(now, account, before);
         }
+    }
+}
+
+/// Something comes over the connection of the Node instance. What it stores concerns nobody, and it
+/// acknowledges nothing; but what it cannot read it has sent once more, or loses.
+pub(crate) fn receive(net: &mut WhatsApp, now: Real, account: u16, key: ConnKey, what: &Delivery) {
+    if let (NODE, Delivery::Undecryptable(message)) = (key.process, what) {
+        net.unreadable(now, account, key, *message);
     }
 }
 
