@@ -15,7 +15,7 @@ mod messages;
 use std::collections::{BTreeMap, BTreeSet};
 
 use backfill_core::doc::Write;
-use backfill_core::id::{AccountId, BootId, Epoch, RequestId};
+use backfill_core::id::{AccountId, BootId, Epoch, RequestId, ThreadId};
 use backfill_core::io::{Event, GatewayCall, Key, Mode, Output, RunKind, Skip, Trigger};
 use backfill_core::policy::{Policy, Settings};
 use backfill_core::time::StoreTime;
@@ -121,10 +121,8 @@ struct AccountSeen {
     runs_in_quiet: u32,
     to_fill: messages::ToFill,
     deleted: bool,
-    /// By anchor, how often the phone was asked without an answer
-    tries: BTreeMap<SmolStr, u32>,
-    /// The latest anchor
-    anchor: SmolStr,
+    /// By conversation and anchor, how often the phone was asked without history coming
+    tries: BTreeMap<(ThreadId, SmolStr), u32>,
     /// Since when it has waited for a backfill: the latest success or attempt
     waits: StoreTime,
     /// The same before its latest start

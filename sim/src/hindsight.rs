@@ -432,11 +432,12 @@ impl Court {
                     return;
                 }
                 self.checker.effect_starts(self.now, p as u32, now, &request, &process.core);
-                if let GatewayCall::History { anchor, .. } = &request.call {
+                if let GatewayCall::History { thread, anchor, .. } = &request.call {
                     let position = self.checker.position_of(request.account.as_str());
                     let at = self.store_clock.store(self.now);
                     let reserved = is_reserved(&self.store, &request.account, at);
-                    self.checker.phone_asked(self.now, p as u32, position, &anchor.id, reserved);
+                    let anchor = (thread, anchor.id.as_str());
+                    self.checker.phone_asked(self.now, p as u32, position, anchor, reserved);
                 }
             }
             Output::Stopped => {

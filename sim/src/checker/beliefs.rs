@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use backfill_core::doc::{DocPath, Precondition, Write, WriteOp};
-use backfill_core::id::{Epoch, RequestId};
+use backfill_core::id::{Epoch, RequestId, ThreadId};
 use backfill_core::instance::{Belief, Instance};
 use backfill_core::io::{
     Event, GatewayCall, GatewayRequest, Key, Output, RunKind, StoreCall, StoreRequest,
@@ -310,7 +310,8 @@ impl Checker {
     /// An effect on WhatsApp starts: `not_after` was looked at just now and has not passed.
     ///
     /// S5: whatever needs ownership starts only while its sender believes, and its `not_after` is
-    /// not after the belief's end; so nothing starts after stepping down.
+    /// not after the belief's end; so nothing starts after stepping down. Closing needs none, and
+    /// a look at what lies in the spool changes nothing: it may come after a stop that followed it.
     pub fn effect_starts(
         &mut self,
         at: Real,
@@ -319,7 +320,7 @@ impl Checker {
         request: &GatewayRequest,
         core: &Instance,
     ) {
-        if matches!(request.call, GatewayCall::Close { .. }) {
+        if matches!(request.call, GatewayCall::Close { .. } | GatewayCall::Recover) {
             return;
         }
         let belief = core.belief(&request.account);
@@ -411,15 +412,14 @@ impl Checker {
     /// answer or timeout. Two are at least the spacing apart, less what clocks may differ.
     /// `reserved`: the store knows of it.
     ///
-    /// S7: with one message no more than once more often than there are tries, until history of its
-    /// conversation comes, a manual run, or linking anew. The once more is for world 405, of which
-    /// it is not known yet why it needs it.
+    /// S7: for one conversation, with one message, no more often than there are tries, until
+    /// history of the conversation comes, a manual run, or linking anew.
     pub fn phone_asked(
         &mut self,
         at: Real,
         process: u32,
         account: u16,
-        anchor: &str,
+        (thread, anchor): (&ThreadId, &str),
         reserved: bool,
     ) {
         if !reserved {
@@ -435,12 +435,11 @@ impl Checker {
         let spacing = spacing - spacing * slack / 1_000_000;
         let position = self.position(account);
         let Some(seen) = self.accounts.get_mut(usize::from(position)) else { return };
-        let tries = seen.tries.entry(anchor.into()).or_default();
+        let tries = seen.tries.entry((thread.clone(), anchor.into())).or_default();
         *tries += 1;
         let tried = *tries;
-        seen.anchor = anchor.into();
         let before = seen.asked.replace((at, process, at.after(wait)));
-        if tried > self.policy.phone.tries + 1 {
+        if tried > self.policy.phone.tries {
             self.violate("S7", at, || {
                 format!("account {account}: the phone is asked {tried} times for one anchor")
             });
@@ -476,7 +475,6 @@ impl Checker {
             && *asker == process
         {
             *until = at.min(*until);
-            seen.tries.remove(&seen.anchor);
         }
     }
 

@@ -15,7 +15,9 @@ use super::Checker;
 use crate::clock::Real;
 use crate::scenario::{AccountPlan, Regime, Scenario};
 use crate::store::SimStore;
-use crate::whatsapp::{Mail, MessageRef, What, WhatsApp, edited_text, member, message_text};
+use crate::whatsapp::{
+    Mail, Message, MessageRef, What, WhatsApp, edited_text, member, message_text, thread_number,
+};
 
 /// Which messages the store has.
 #[derive(Clone, Debug, Default)]
@@ -62,6 +64,11 @@ struct Fillable {
 pub(super) struct ToFill {
     lookback: u64,
     depth: u64,
+}
+
+/// The direction that documents show.
+fn direction_of(message: &Message) -> &'static str {
+    if message.from_me { "outbound" } else { "inbound" }
 }
 
 /// The document of a message, under whichever name its conversation has it.
@@ -214,9 +221,8 @@ impl Checker {
             Mail::Happening(_) | Mail::Unreadable(_) => None,
         });
         if let (Some(thread), Some(seen)) = (stored, self.accounts.get_mut(position)) {
-            let elsewhere =
-                |id: &str| WhatsApp::parse_id(id).is_none_or(|(_, m)| m.thread != thread);
-            seen.tries.retain(|id, _| elsewhere(id));
+            let id = AccountPlan::account(account);
+            seen.tries.retain(|(asked, _), _| thread_number(&id, asked) != Some(thread));
         }
     }
 
@@ -456,7 +462,7 @@ impl Checker {
             let Some(doc) = stored_message(account, message, store, net) else {
                 return Some(format!("message {} cannot be found", message.index));
             };
-            let direction = if known.from_me { "outbound" } else { "inbound" };
+            let direction = direction_of(&known);
             let group = net.is_group(account, thread) && !known.from_me;
             let sender = group.then(|| member(known.sender));
             let told = (
@@ -510,14 +516,16 @@ impl Checker {
             return None;
         }
         let shown = documents.iter().filter_map(|doc| doc.int("lastMessageAtMs")).max()?;
-        if shown != first.second * 1_000 {
-            // A message that nobody here could read yet counts too.
-            let unreadable = (0..length).any(|index| {
+        // A message that nobody here could read yet counts too.
+        let unreadable = || {
+            (0..length).filter_map(|index| {
                 let m = MessageRef { thread, index };
-                net.message(account, m).is_some_and(|known| known.second * 1_000 == shown)
-                    && stored_message(account, m, store, net).is_some()
-            });
-            if unreadable && shown > first.second * 1_000 {
+                let known = net.message(account, m).filter(|m| m.second * 1_000 == shown)?;
+                stored_message(account, m, store, net).map(|_| known)
+            })
+        };
+        if shown != first.second * 1_000 {
+            if shown > first.second * 1_000 && unreadable().next().is_some() {
                 return None;
             }
             return Some(format!("shows {shown} instead of {}", first.second * 1_000));
@@ -531,7 +539,7 @@ impl Checker {
         for m in stored {
             let message = net.message(account, m)?;
             if message.second == first.second {
-                directions.push(if message.from_me { "outbound" } else { "inbound" });
+                directions.push(direction_of(&message));
             }
             if !message.from_me {
                 let (second, found) = texts.get_or_insert((message.second, Vec::new()));
@@ -546,7 +554,9 @@ impl Checker {
             }
         }
         let direction = doc.str("lastMessageDirection").unwrap_or_default();
-        if !directions.contains(&direction) {
+        if !directions.contains(&direction)
+            && unreadable().all(|message| direction_of(&message) != direction)
+        {
             return Some(format!("shows direction {direction:?} instead of {directions:?}"));
         }
         let (_, texts) = texts?;

@@ -142,7 +142,8 @@ impl Truth {
                 if sent {
                     let id = AccountPlan::account(account);
                     let reserved = people::is_reserved(&self.store, &id, self.store_time());
-                    self.checker.phone_asked(self.now, p, account, &anchor.id, reserved);
+                    let anchor = (&thread, anchor.id.as_str());
+                    self.checker.phone_asked(self.now, p, account, anchor, reserved);
                     self.trace.note(self.now, || Entry::Phone {
                         account,
                         process: p,

@@ -130,7 +130,8 @@ impl World {
                     self.processes[p as usize].gateway.asked.insert(id.0, run);
                     let now = self.store_clock.store(self.now);
                     let reserved = is_reserved(&self.store, &AccountPlan::account(account), now);
-                    self.checker.phone_asked(self.now, p, account, &anchor.id, reserved);
+                    let anchor = (&thread, anchor.id.as_str());
+                    self.checker.phone_asked(self.now, p, account, anchor, reserved);
                     self.trace.note(self.now, || Entry::Phone {
                         account,
                         process: p,
