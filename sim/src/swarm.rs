@@ -63,10 +63,23 @@ pub fn scenario(seed: u64) -> Scenario {
         converse(&mut c, &mut scenario);
     }
     link_in_time(&mut Chance::of(seed, "links"), &mut scenario);
+    if Chance::of(seed, "patience").permille(100) {
+        wait_for_depth(&mut scenario);
+    }
     if Chance::of(seed, "credentials").permille(120) {
         keep_credentials_on_hosts(&mut scenario);
     }
     scenario
+}
+
+/// Where backfills come soon, there is time for all that they have to fetch.
+fn wait_for_depth(s: &mut Scenario) {
+    let (Some(interval), Some(cooldown)) = (s.pace.auto_interval, s.pace.auto_cooldown) else {
+        return;
+    };
+    let per_tick = u64::from(s.pace.auto_per_tick.unwrap_or(1));
+    let ticks = s.accounts.len() as u64 / per_tick + 3;
+    s.end = s.end.after(cooldown + ticks * interval + 90 * MINUTE);
 }
 
 /// Messages are edited, read and revoked, and some people go by two addresses.
