@@ -68,7 +68,7 @@ enum Command {
     /// Break every known rule in turn; fails if the fixed seeds do not notice one
     Mutants {
         /// Which seeds
-        #[arg(long, value_name = "A..B", allow_hyphen_values = true, default_value = "0..100")]
+        #[arg(long, value_name = "A..B", allow_hyphen_values = true, default_value = "0..250")]
         seeds: Seeds,
         #[command(flatten)]
         jobs: Jobs,
