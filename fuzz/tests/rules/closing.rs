@@ -2,10 +2,11 @@
 
 use backfill_core::id::{AccountId, RequestId};
 use backfill_core::io::{
-    Answer, CloseReason, Command, GatewayEvent, Input, Reply, StoreCall, StoreRequest,
+    Answer, CloseReason, Command, Event, GatewayEvent, Input, Key, Reply, StoreCall, StoreRequest,
 };
+use backfill_core::policy::{Credentials, Settings};
 
-use super::rig::Rig;
+use super::rig::{Rig, label};
 
 /// An account that is connected, and what its connection is called.
 fn connected(rig: &mut Rig) -> (AccountId, RequestId) {
@@ -78,4 +79,30 @@ fn who_asks_after_the_end_is_answered() {
     assert_eq!(rig.command(0, Command::Backfill(account.clone())), Reply::Passive);
     assert_eq!(rig.command(0, Command::RegenerateQr(account.clone())), Reply::Passive);
     assert_eq!(rig.command(0, Command::DeleteAccount(account)), Reply::Passive);
+}
+
+#[test]
+fn the_next_owner_waits_after_a_crash_and_not_after_a_stop() {
+    for crashes in [true, false] {
+        let settings =
+            |n| Settings { credentials: Credentials::Shared, ..Settings::exclusive(label(n)) };
+        let mut rig = Rig::new([settings(0), settings(1)]);
+        rig.nodes.iter_mut().for_each(|node| node.hinted = true);
+        let account = rig.add_account(1, "disconnected");
+        rig.until(60_000, |rig| rig.status(&account) == Some("connected"));
+        let first = rig.owner(&account).unwrap();
+        let next = 1 - first;
+        if crashes {
+            rig.nodes[first].stopped = true;
+        } else {
+            rig.command(first, Command::Stop);
+        }
+        rig.until(400_000, |rig| !rig.nodes[next].connects(&account).is_empty());
+        let connected = rig.nodes[next].connects(&account)[0].0;
+        let taking =
+            |event: &Event| matches!(event, Event::LeaseTaken { key: Key::Account(_), .. });
+        let taken = rig.nodes[next].events.iter().find(|(_, event)| taking(event)).unwrap().0;
+        let wait = connected - taken;
+        assert!(if crashes { (5_000..6_000).contains(&wait) } else { wait < 1_000 }, "{wait} ms");
+    }
 }
