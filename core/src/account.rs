@@ -464,11 +464,12 @@ mod tests {
 
     #[test]
     fn a_gap_is_forgotten_when_another_ends_two_weeks_later() {
+        const TWO_WEEKS: i64 = 1_209_600;
         let mut sync = SyncState::default();
         sync.add_gap(0, 100);
-        sync.add_gap(0, 100 + FORGOTTEN_AFTER - 1);
+        sync.add_gap(0, 100 + TWO_WEEKS - 1);
         assert_eq!(sync.gaps.len(), 2);
-        sync.add_gap(0, 100 + FORGOTTEN_AFTER);
+        sync.add_gap(0, 100 + TWO_WEEKS);
         assert_eq!(sync.gaps.iter().map(|gap| gap.seq).collect::<Vec<_>>(), [2, 3]);
     }
 
