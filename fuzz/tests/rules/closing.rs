@@ -2,7 +2,8 @@
 
 use backfill_core::id::{AccountId, RequestId};
 use backfill_core::io::{
-    Answer, CloseReason, Command, Event, GatewayEvent, Input, Key, Reply, StoreCall, StoreRequest,
+    Answer, CloseReason, Command, Event, GatewayCall, GatewayEvent, Input, Key, Rejection, Reply,
+    StoreCall, StoreRequest,
 };
 use backfill_core::policy::{Credentials, Settings};
 
@@ -104,5 +105,32 @@ fn the_next_owner_waits_after_a_crash_and_not_after_a_stop() {
         let taken = rig.nodes[next].events.iter().find(|(_, event)| taking(event)).unwrap().0;
         let wait = connected - taken;
         assert!(if crashes { (5_000..6_000).contains(&wait) } else { wait < 1_000 }, "{wait} ms");
+    }
+}
+
+#[test]
+fn a_connection_that_did_not_come_about_is_tried_again_and_one_that_may_have_is_closed_first() {
+    for (answer, closes) in
+        [(Answer::Rejected(Rejection::Unavailable), false), (Answer::Unknown, true)]
+    {
+        let mut rig = Rig::exclusive();
+        let account = rig.add_account(1, "disconnected");
+        rig.nodes[0].answers = |call| match call {
+            GatewayCall::Connect => None,
+            _ => Some(Answer::Done),
+        };
+        rig.until(60_000, |rig| !rig.nodes[0].connects(&account).is_empty());
+        let (at, connection) = rig.nodes[0].connects(&account)[0];
+        rig.give(0, Input::Answer(connection, answer.clone()));
+        rig.nodes[0].answers = |_| Some(Answer::Done);
+        rig.until(5_000, |rig| rig.status(&account) == Some("connected"));
+        assert_eq!(rig.nodes[0].closings(connection).len(), usize::from(closes), "{answer:?}");
+        let connects = rig.nodes[0].connects(&account);
+        assert_eq!(connects.len(), 2);
+        assert!(connects[1].0 >= at + 500, "after a pause");
+        // An answer that comes once more is nobody's.
+        rig.give(0, Input::Answer(connection, Answer::Rejected(Rejection::Unavailable)));
+        rig.pass(1_000);
+        assert_eq!(rig.nodes[0].connects(&account).len(), 2);
     }
 }

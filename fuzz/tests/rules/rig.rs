@@ -33,7 +33,7 @@ pub(crate) struct Node {
     pub(crate) opens: bool,
     /// The gateway carries out and answers a call to close
     pub(crate) closes: bool,
-    /// What the gateway answers to other calls; `None`: the test answers
+    /// What the gateway answers to calls other than to close; `None`: the test answers
     pub(crate) answers: fn(&GatewayCall) -> Option<Answer>,
     /// Store requests for which this is true wait until the test answers them
     pub(crate) holds: fn(&StoreRequest) -> bool,
@@ -249,8 +249,12 @@ impl Rig {
         let mut give = |input| it.instance.handle_input(mono, input);
         match call {
             GatewayCall::Connect => {
-                give(Input::Answer(id, Answer::Done));
-                if it.opens {
+                let answer = (it.answers)(&call);
+                let opens = it.opens && answer == Some(Answer::Done);
+                if let Some(answer) = answer {
+                    give(Input::Answer(id, answer));
+                }
+                if opens {
                     give(Input::Gateway(account.clone(), GatewayEvent::Opened { connection: id }));
                     let drained = GatewayEvent::Drained { connection: id, announced: 0, stored: 0 };
                     give(Input::Gateway(account, drained));
