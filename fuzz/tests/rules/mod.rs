@@ -12,4 +12,5 @@ mod pages;
 mod rig;
 mod runs;
 mod sessions;
+mod sharing;
 mod ticks;
