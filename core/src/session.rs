@@ -219,7 +219,7 @@ impl Session {
 
     /// Sends the next operation, if none is under way.
     pub(crate) fn pump(&mut self, host: &mut Host) {
-        if !self.chain.is_idle() || self.op.is_some() {
+        if self.op.is_some() {
             return;
         }
         let Some(op) = self.queue.pop_front() else { return };
@@ -413,7 +413,7 @@ mod tests {
     use super::*;
     use crate::doc::Document;
     use crate::id::{AccountId, InstanceId};
-    use crate::io::{Output, StoreCall};
+    use crate::io::{Output, Rejection, StoreCall};
     use crate::lock::compat_path;
     use crate::policy::{Policy, Settings};
 
@@ -466,10 +466,18 @@ mod tests {
         }
 
         fn succeed(&mut self) -> Option<Outcome> {
+            let documents = self.sent().len();
+            self.answer(documents)
+        }
+
+        /// The commit under way succeeds, which changes so many documents; the next one goes.
+        fn answer(&mut self, documents: usize) -> Option<Outcome> {
             self.version += 1;
-            let versions = self.sent().iter().map(|_| Some(Version(self.version))).collect();
+            let versions = vec![Some(Version(self.version)); documents];
             let answer = Answer::Committed { commit_time: StoreTime::from_secs(3), versions };
-            self.session.on_answer(&mut self.host, answer)
+            let outcome = self.session.on_answer(&mut self.host, answer);
+            self.session.pump(&mut self.host);
+            outcome
         }
 
         /// What was sent last never arrived: it is read, and the session's document is moved.
@@ -489,6 +497,24 @@ mod tests {
             let versions = vec![Some(Version(self.version))];
             let answer = Answer::Committed { commit_time: StoreTime::from_secs(4), versions };
             self.session.on_answer(&mut self.host, answer)
+        }
+    }
+
+    fn account(name: &str) -> AccountId {
+        AccountId::parse(name).unwrap()
+    }
+
+    fn take(name: &str) -> Op {
+        claim(Key::Account(account(name)), account(name).connection_path(), None)
+    }
+
+    fn release(name: &str) -> Op {
+        Op::Release {
+            key: Key::Account(account(name)),
+            path: account(name).connection_path(),
+            version: Version(1),
+            epoch: Epoch(1),
+            announce: None,
         }
     }
 
@@ -528,10 +554,101 @@ mod tests {
         assert!(due.is_some());
         for name in ["a", "b"] {
             rig.wait(20);
-            let account = AccountId::parse(name).unwrap();
-            rig.push(claim(Key::Account(account.clone()), account.path(), None));
+            rig.push(take(name));
             rig.succeed();
             assert_eq!(rig.host.timers.at(&Timer::Renew), due);
         }
+    }
+
+    #[test]
+    fn the_compat_lock_is_renewed_before_what_waits_and_only_once() {
+        let mut rig = Rig::new();
+        rig.push(take("a"));
+        assert_eq!(rig.sent(), [rig.host.boot.path(), account("a").connection_path()]);
+        rig.push(take("b"));
+        rig.push(Op::Mirror);
+        rig.push(Op::Mirror);
+        // Whatever goes renews the session.
+        rig.push(Op::Renew);
+        rig.answer(2);
+        assert_eq!(rig.sent(), [rig.host.boot.path(), compat_path()]);
+        // One that is under way need not wait for another.
+        rig.push(Op::Mirror);
+        rig.answer(2);
+        assert_eq!(rig.sent(), [rig.host.boot.path(), account("b").connection_path()]);
+        rig.push(Op::Renew);
+        rig.answer(2);
+        assert_eq!(rig.sent(), []);
+        rig.push(Op::Renew);
+        assert_eq!(rig.sent(), [rig.host.boot.path()]);
+    }
+
+    #[test]
+    fn what_waits_to_be_taken_can_be_withdrawn() {
+        let mut rig = Rig::new();
+        assert_eq!(rig.session.busy_with().count(), 0);
+        for op in [take("a"), take("b"), release("c")] {
+            rig.push(op);
+        }
+        let busy = |rig: &Rig| {
+            ["a", "b", "c", "d"].map(|name| rig.session.is_busy_with(&Key::Account(account(name))))
+        };
+        assert_eq!(busy(&rig), [true, true, true, false]);
+        rig.session.withdraw_claims();
+        assert_eq!(busy(&rig), [true, false, true, false], "what was sent is under way");
+    }
+
+    #[test]
+    fn nothing_follows_the_end_which_frees_the_compat_lock_of_exclusive_mode() {
+        for shared in [false, true] {
+            let mut rig = Rig::new();
+            if shared {
+                let label = InstanceId::parse("i").unwrap();
+                rig.host.policy = Policy::new(Settings::shared(label, "c")).unwrap().into();
+            }
+            rig.push(take("a"));
+            rig.push(take("b"));
+            assert!(!rig.session.is_ending());
+            rig.push(Op::End);
+            rig.push(take("c"));
+            assert!(rig.session.is_ending());
+            rig.sent();
+            rig.answer(2);
+            let mut freed = vec![rig.host.boot.path()];
+            freed.extend((!shared).then(compat_path));
+            assert_eq!(rig.sent(), freed);
+            assert_eq!(
+                rig.answer(freed.len()),
+                Some(Outcome::Done(Op::End, vec![Some(Version(rig.version)); freed.len() - 1]))
+            );
+            assert_eq!(rig.sent(), []);
+        }
+    }
+
+    #[test]
+    fn who_wanted_to_end_and_finds_it_ended_is_done() {
+        for (op, outcome) in
+            [(Op::End, Outcome::Done(Op::End, Vec::new())), (Op::Mirror, Outcome::Gone)]
+        {
+            let mut rig = Rig::new();
+            rig.push(op);
+            assert_eq!(rig.session.on_answer(&mut rig.host, Answer::Unknown), None);
+            let read = Answer::Read { read_time: StoreTime::from_secs(4), docs: vec![None, None] };
+            assert_eq!(rig.session.on_answer(&mut rig.host, read), Some(outcome));
+        }
+    }
+
+    #[test]
+    fn it_is_unborn_while_it_was_not_created_and_is_not_being_created() {
+        let policy = Policy::new(Settings::exclusive(InstanceId::parse("i").unwrap())).unwrap();
+        let mut host = Host::new(policy, [7; 32], Mono::from_millis(1_000));
+        let mut session = Session::begin(&mut host);
+        assert!(!session.is_unborn() && !session.is_created());
+        let refused = Answer::Rejected(Rejection::Unavailable);
+        let outcome = session.on_answer(&mut host, refused);
+        assert_eq!(outcome, Some(Outcome::Refused(Op::Create, None)));
+        assert!(session.is_unborn());
+        let created = Rig::new().session;
+        assert!(created.is_created() && !created.is_unborn());
     }
 }
