@@ -189,3 +189,102 @@ impl Ledger {
         self.chain.on_retry(host);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::doc::Value;
+    use crate::id::InstanceId;
+    use crate::io::{Output, StoreCall};
+    use crate::policy::{Policy, Settings};
+    use crate::time::{Mono, StoreTime};
+
+    const A: FieldPath = FieldPath::new("a");
+    const B: FieldPath = FieldPath::new("b");
+
+    /// A ledger over documents that were read, and the clock of its process.
+    fn rig() -> (Host, Ledger) {
+        let policy = Policy::new(Settings::exclusive(InstanceId::parse("i").unwrap())).unwrap();
+        let mut host = Host::new(policy, [7; 32], Mono::from_millis(1_000));
+        host.deadline = host.now + Duration::from_secs(60);
+        (host, Ledger::new(&AccountId::parse("acc").unwrap(), None, Version(1)))
+    }
+
+    /// Sends the next commit, and says what it was for and which fields of its writes it changes.
+    fn send(host: &mut Host, ledger: &mut Ledger) -> Option<(Purpose, Vec<String>)> {
+        let purpose = ledger.next()?;
+        ledger.commit(host, purpose.clone(), Draft::default());
+        let Some(Output::Store(request)) = host.out.pop_back() else { panic!("nothing was sent") };
+        let StoreCall::Commit(writes) = request.call else { panic!("no commit") };
+        let own = |field: &FieldPath| [A, B].contains(field);
+        let mut fields = Vec::new();
+        for write in writes {
+            if let crate::doc::WriteOp::Merge(merged) = write.op {
+                let named = merged.into_iter().filter(|(field, _)| own(field));
+                fields.extend(
+                    named.map(|(field, _)| format!("{}/{}", write.path.id(), field.as_str())),
+                );
+            }
+        }
+        Some((purpose, fields))
+    }
+
+    fn answered(host: &mut Host, ledger: &mut Ledger) -> Option<Purpose> {
+        let versions = vec![Some(Version(2)); 3];
+        let answer = Answer::Committed { commit_time: StoreTime::from_secs(3), versions };
+        ledger.on_answer(host, answer).map(|(purpose, ..)| purpose)
+    }
+
+    #[test]
+    fn what_is_asked_for_twice_is_done_once_and_fields_ride_on_what_goes_anyway() {
+        let (mut host, mut ledger) = rig();
+        let (beat, end) =
+            (Purpose::RunBeat(RunKind::RecentSync), Purpose::RunEnd(RunKind::RecentSync));
+        ledger.set_sync([(A, Value::from(1_i64).into())]);
+        ledger.set_account(B, 2_i64);
+        for purpose in [&beat, &end, &beat, &Purpose::Patch, &end] {
+            ledger.push(purpose.clone());
+        }
+        let first = send(&mut host, &mut ledger);
+        assert_eq!(first, Some((beat.clone(), vec!["state/a".into(), "acc/b".into()])));
+        assert_eq!(send(&mut host, &mut ledger), None, "one at a time");
+        assert_eq!(answered(&mut host, &mut ledger), Some(beat));
+        assert_eq!(send(&mut host, &mut ledger), Some((end, Vec::new())));
+        // It is under way: new fields need a commit of their own, and one is enough.
+        ledger.push(Purpose::Patch);
+        ledger.push(Purpose::Patch);
+        answered(&mut host, &mut ledger);
+        assert_eq!(send(&mut host, &mut ledger), Some((Purpose::Patch, Vec::new())));
+        answered(&mut host, &mut ledger);
+        assert!(ledger.is_idle());
+    }
+
+    #[test]
+    fn what_waits_can_be_withdrawn_and_what_is_under_way_cannot() {
+        let (mut host, mut ledger) = rig();
+        let (page, beat) =
+            (Purpose::Cover(RunKind::RecentSync), Purpose::RunBeat(RunKind::RecentSync));
+        ledger.push(page.clone());
+        ledger.push(beat.clone());
+        assert!(!ledger.withdraw(&Purpose::Connect));
+        assert!(ledger.withdraw(&page));
+        assert!(!ledger.withdraw(&page));
+        assert_eq!(send(&mut host, &mut ledger), Some((beat.clone(), Vec::new())));
+        assert!(!ledger.withdraw(&beat) && !ledger.is_idle());
+    }
+
+    #[test]
+    fn a_field_is_carried_until_its_commit_is_known_to_have_happened() {
+        let (mut host, mut ledger) = rig();
+        assert!(!ledger.carries(&A) && !ledger.has_fields());
+        ledger.set_sync([(A, Value::from(1_i64).into())]);
+        assert!(ledger.carries(&A) && !ledger.carries(&B) && ledger.has_fields());
+        ledger.push(Purpose::Patch);
+        send(&mut host, &mut ledger);
+        assert!(ledger.carries(&A) && !ledger.carries(&B) && !ledger.has_fields());
+        answered(&mut host, &mut ledger);
+        assert!(!ledger.carries(&A));
+    }
+}

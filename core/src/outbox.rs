@@ -221,3 +221,40 @@ const NEXT_ATTEMPT_AT: FieldPath = FieldPath::new("nextAttemptAt");
 const POLL_LIMIT: u32 = 100;
 const STATUS: FieldPath = FieldPath::new("status");
 const WA_MESSAGE_ID: FieldPath = FieldPath::new("waMessageId");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::doc::{DocPath, Value, Version};
+
+    /// A page of so many messages that wait.
+    fn page(messages: u32) -> Vec<Arc<Document>> {
+        let waits = |n: u32| Document {
+            path: DocPath::parse(format!("outbox/{n:03}")).unwrap(),
+            fields: [(NEXT_ATTEMPT_AT.as_str().into(), Value::Int(n.into()))].into(),
+            version: Version(1),
+            update_time: StoreTime::EPOCH,
+        };
+        (0..messages).map(|n| Arc::new(waits(n))).collect()
+    }
+
+    #[test]
+    fn a_full_page_is_followed_by_the_next_one_and_another_is_the_last() {
+        let last = i64::from(POLL_LIMIT - 1);
+        let id = format!("{last:03}");
+        let queued_next = Cursor { keys: vec![Value::Int(last)], id: id.as_str().into() };
+        let processing_next = Cursor { keys: Vec::new(), id: id.as_str().into() };
+        for (messages, full) in [(0, false), (POLL_LIMIT - 1, false), (POLL_LIMIT, true)] {
+            let page = page(messages);
+            assert_eq!(after_queued(&page), full.then(|| queued_next.clone()));
+            assert_eq!(after_processing(&page), full.then(|| processing_next.clone()));
+        }
+        let account = AccountId::parse("acc").unwrap();
+        assert_eq!(queued(StoreTime::EPOCH, Some(queued_next.clone())).after, Some(queued_next));
+        assert_eq!(
+            processing(&account, Some(processing_next.clone())).after,
+            Some(processing_next)
+        );
+        assert_eq!(queued(StoreTime::EPOCH, None).after, None);
+    }
+}
