@@ -147,7 +147,7 @@ fn first_tier(scenario: Scenario) -> Report {
 
 #[cfg(madsim)]
 fn second_tier(scenario: Scenario) -> Report {
-    sim::tier2::run(scenario, Trace::default()).expect("the defaults fit together").0
+    sim::tier2::run(scenario, None, Trace::default()).expect("the defaults fit together").0
 }
 
 #[cfg(not(madsim))]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use backfill_core::bug::Bug;
 use serde::Serialize;
 
 use crate::clock::Real;
@@ -125,10 +126,13 @@ impl Tier {
         }
     }
 
-    fn outcome(self, scenario: Scenario) -> Report {
-        match self {
-            Self::One => outcome(scenario, None),
-            Self::Two => outcome_in_tier_2(scenario),
+    /// Runs one world, in which a rule may be broken on purpose. A panic in it is a violation like
+    /// any other, and settings that do not fit together are one too. A slip of the shell is none in
+    /// tier 2, where the real driver runs.
+    pub fn outcome(self, scenario: Scenario, variant: Option<Variant>) -> Report {
+        match (self, variant) {
+            (Self::One, _) => outcome(scenario, variant),
+            (Self::Two, _) => outcome_in_tier_2(scenario, variant.and_then(Variant::bug)),
         }
     }
 }
@@ -137,7 +141,7 @@ impl Tier {
 pub fn run(tier: Tier, seeds: Range<u64>, jobs: usize, done: impl Fn(u64) + Sync) -> Summary {
     let stopwatch = Stopwatch::start();
     let tallies = in_parallel(seeds.clone(), jobs, Tally::default, |tally, seed| {
-        tally.add(&tier.outcome(swarm::scenario(seed)));
+        tally.add(&tier.outcome(swarm::scenario(seed), None));
         done(seed);
     });
     let mut all = Tally::default();
@@ -147,8 +151,7 @@ pub fn run(tier: Tier, seeds: Range<u64>, jobs: usize, done: impl Fn(u64) + Sync
     all.summary(tier, seeds, jobs, stopwatch.elapsed())
 }
 
-/// Runs one world. A panic in it is a violation like any other, and a scenario whose settings do
-/// not fit together too.
+/// Runs one world of tier 1.
 pub fn outcome(scenario: Scenario, variant: Option<Variant>) -> Report {
     let seed = scenario.seed;
     let shadowed = seed.is_multiple_of(SHADOWED);
@@ -161,16 +164,16 @@ pub fn outcome(scenario: Scenario, variant: Option<Variant>) -> Report {
 }
 
 #[cfg(madsim)]
-fn outcome_in_tier_2(scenario: Scenario) -> Report {
+fn outcome_in_tier_2(scenario: Scenario, bug: Option<Bug>) -> Report {
     let seed = scenario.seed;
-    unless_it_panics(seed, || match crate::tier2::run(scenario, Trace::default()) {
+    unless_it_panics(seed, || match crate::tier2::run(scenario, bug, Trace::default()) {
         Ok((report, _)) => report,
         Err(errors) => violated(seed, "settings", errors.to_string()),
     })
 }
 
 #[cfg(not(madsim))]
-fn outcome_in_tier_2(scenario: Scenario) -> Report {
+fn outcome_in_tier_2(scenario: Scenario, _: Option<Bug>) -> Report {
     violated(scenario.seed, "settings", "this program was built without `--cfg madsim`".into())
 }
 

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::thread;
 
+use backfill_core::bug::Bug;
 use backfill_core::policy::PolicyErrors;
 use clap::{ArgAction, Args, Parser, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -67,6 +68,10 @@ enum Command {
     },
     /// Break every known rule in turn; fails if the fixed seeds do not notice one
     Mutants {
+        /// In which worlds: in tier 2, of which the real driver is a part, only the core's rules are
+        /// broken
+        #[arg(long, value_name = "N", value_parser = tier, default_value = "1")]
+        tier: Tier,
         /// Which seeds
         #[arg(long, value_name = "A..B", allow_hyphen_values = true, default_value = "0..250")]
         seeds: Seeds,
@@ -160,8 +165,8 @@ fn main() -> ExitCode {
             run_campaign(tier, seeds.0, jobs.count(), out)
         }
         Command::Meta { seeds } => run_meta(seeds.0),
-        Command::Mutants { seeds, jobs, only, out } => {
-            run_mutants(seeds.0, jobs.count(), only, out)
+        Command::Mutants { tier, seeds, jobs, only, out } => {
+            run_mutants(tier, seeds.0, jobs.count(), only, out)
         }
         Command::Replay { tier, world, html, from, to, account, instance, verbose } => {
             let least = match verbose {
@@ -297,14 +302,20 @@ fn run_meta(seeds: Range<u64>) -> Result<Verdict, Failed> {
 }
 
 fn run_mutants(
+    tier: Tier,
     seeds: Range<u64>,
     jobs: usize,
     only: Vec<Variant>,
     out: Option<PathBuf>,
 ) -> Result<Verdict, Failed> {
-    let variants = if only.is_empty() { Variant::all().collect() } else { only };
+    let breakable = |variant: &Variant| tier == Tier::One || variant.bug().is_some();
+    if let Some(slip) = only.iter().find(|variant| !breakable(variant)) {
+        return Err(Failed::because(format!("--only {}: {NO_SLIP}", slip.name())));
+    }
+    let variants: Vec<Variant> =
+        if only.is_empty() { Variant::all().filter(breakable).collect() } else { only };
     let bar = progress(variants.len() as u64, "known bugs");
-    let found = mutants::hunt(&variants, seeds.clone(), jobs, |_| bar.inc(1));
+    let found = mutants::hunt(tier, &variants, seeds.clone(), jobs, |_| bar.inc(1));
     bar.finish_and_clear();
     let caught = found.iter().filter(|mutant| mutant.caught.is_some()).count();
     say(&mutants::table(&found))?;
@@ -329,10 +340,10 @@ fn replay(
     let ran = match (tier, variant) {
         (Tier::One, _) => World::new(scenario.clone(), Trace::recording())
             .map(|world| world.breaking(variant).run()),
-        (Tier::Two, None) => in_tier_2(&scenario)?,
-        (Tier::Two, Some(_)) => {
-            return Err(Failed::because("--bug: known bugs are broken in tier 1 only"));
+        (Tier::Two, Some(slip)) if slip.bug().is_none() => {
+            return Err(Failed::because(format!("--bug {}: {NO_SLIP}", slip.name())));
         }
+        (Tier::Two, _) => in_tier_2(&scenario, variant.and_then(Variant::bug))?,
     };
     let (report, trace) =
         ran.map_err(|errors| Failed::because(format!("the scenario's settings: {errors}")))?;
@@ -361,14 +372,22 @@ fn replay(
 }
 
 #[cfg(madsim)]
-fn in_tier_2(scenario: &Scenario) -> Result<Result<(Report, Trace), PolicyErrors>, Failed> {
-    Ok(sim::tier2::run(scenario.clone(), Trace::recording()))
+fn in_tier_2(
+    scenario: &Scenario,
+    bug: Option<Bug>,
+) -> Result<Result<(Report, Trace), PolicyErrors>, Failed> {
+    Ok(sim::tier2::run(scenario.clone(), bug, Trace::recording()))
 }
 
 #[cfg(not(madsim))]
-fn in_tier_2(_: &Scenario) -> Result<Result<(Report, Trace), PolicyErrors>, Failed> {
+fn in_tier_2(
+    _: &Scenario,
+    _: Option<Bug>,
+) -> Result<Result<(Report, Trace), PolicyErrors>, Failed> {
     Err(Failed::because("--tier 2: this program was built without `--cfg madsim`"))
 }
+
+const NO_SLIP: &str = "this is a slip of the shell, whose place the real driver has in tier 2";
 
 fn run_shrink(which: &Which, check: Option<&str>, out: &Path) -> Result<Verdict, Failed> {
     let (scenario, variant) = which.world()?;

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde::Serialize;
 
-use crate::campaign::{in_parallel, outcome};
+use crate::campaign::{Tier, in_parallel};
 use crate::story::masked;
 use crate::variant::Variant;
 
@@ -100,6 +100,7 @@ pub struct Caught {
 /// notices something that it does not notice in the same world without the bug. `done` is called
 /// after each variant.
 pub fn hunt(
+    tier: Tier,
     variants: &[Variant],
     seeds: Range<u64>,
     jobs: usize,
@@ -108,12 +109,12 @@ pub fn hunt(
     let work = |found: &mut Vec<(u64, Mutant)>, number: u64| {
         let variant = variants[number as usize];
         let caught = seeds.clone().find_map(|seed| {
-            let mut violations = outcome(variant.world(seed), Some(variant)).violations;
+            let mut violations = tier.outcome(variant.world(seed), Some(variant)).violations;
             violations.retain(|violation| variant.shown_by().contains(&violation.check));
             if violations.is_empty() {
                 return None;
             }
-            let innocent = outcome(variant.world(seed), None).violations;
+            let innocent = tier.outcome(variant.world(seed), None).violations;
             let by = violations
                 .into_iter()
                 .find(|found| innocent.iter().all(|known| known.check != found.check))?;

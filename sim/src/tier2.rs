@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use backfill_core::bug::Bug;
 use backfill_core::id::BootId;
 use backfill_core::io::{CloseReason, Command};
 use backfill_core::policy::PolicyErrors;
@@ -44,14 +45,18 @@ use crate::world::{is_event, node, people};
 ///
 /// # Panics
 /// If a process does.
-pub fn run(scenario: Scenario, trace: Trace) -> Result<(Report, Trace), PolicyErrors> {
+pub fn run(
+    scenario: Scenario,
+    bug: Option<Bug>,
+    trace: Trace,
+) -> Result<(Report, Trace), PolicyErrors> {
     let world = std::thread::Builder::new()
         .name(format!("world {}", scenario.seed))
         .spawn(move || {
             let mut config = madsim::Config::default();
             config.net.send_latency = Duration::from_millis(1)..Duration::from_millis(6);
             let runtime = Runtime::with_seed_and_config(scenario.seed, config);
-            let world = runtime.block_on(direct(scenario, trace))?;
+            let world = runtime.block_on(direct(scenario, bug, trace))?;
             // What was to happen in the same instant has happened.
             Ok(world.look(Truth::finish))
         })
@@ -104,8 +109,8 @@ impl World {
 }
 
 /// Lets a world live to its end.
-async fn direct(scenario: Scenario, trace: Trace) -> Result<World, PolicyErrors> {
-    let truth = Truth::new(scenario, trace)?;
+async fn direct(scenario: Scenario, bug: Option<Bug>, trace: Trace) -> Result<World, PolicyErrors> {
+    let truth = Truth::new(scenario, bug, trace)?;
     let time = TimeHandle::current();
     let world = World { truth: Arc::new(Mutex::new(truth)), time };
     let place =

@@ -73,6 +73,14 @@ impl Variant {
         core.chain(Slip::ALL.iter().copied().map(Self::Shell))
     }
 
+    /// The rule of the core that is broken; `None` if it is the shell's.
+    pub const fn bug(self) -> Option<Bug> {
+        match self {
+            Self::Core(bug) => Some(bug),
+            Self::Shell(_) => None,
+        }
+    }
+
     /// What commands, files and tables call it.
     pub const fn name(self) -> &'static str {
         match self {

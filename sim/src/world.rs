@@ -12,6 +12,7 @@ mod store_port;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use backfill_core::bug::Bug;
 use backfill_core::id::RequestId;
 use backfill_core::instance::Instance;
 use backfill_core::io::{Answer, Command, CommandId, Event, Hint, Input, Output, RunKind};
@@ -199,8 +200,7 @@ impl World {
             None => {}
             Some(Variant::Core(bug)) => {
                 for host in &mut self.hosts {
-                    let settings = Settings { bug: Some(bug), ..Settings::clone(&host.policy) };
-                    host.policy = Policy::new(settings).expect("no setting has changed");
+                    host.policy = broken(&host.policy, bug);
                 }
             }
             Some(Variant::Shell(slip)) => self.slip = Some(slip),
@@ -908,6 +908,12 @@ pub(crate) const fn is_event(kind: Kind) -> bool {
 fn is_commit(output: &Output) -> bool {
     use backfill_core::io::{StoreCall, StoreRequest};
     matches!(output, Output::Store(StoreRequest { call: StoreCall::Commit(_), .. }))
+}
+
+/// A policy of which one rule is not kept.
+pub(crate) fn broken(policy: &Policy, bug: Bug) -> Policy {
+    let settings = Settings { bug: Some(bug), ..Settings::clone(policy) };
+    Policy::new(settings).expect("no setting has changed")
 }
 
 /// The clock of an instance's host: it stands still during a freeze.

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use backfill_core::bug::Bug;
 use backfill_core::doc::{Document, Version, Write, WriteOp};
 use backfill_core::id::Epoch;
 use backfill_core::io::Hint;
@@ -26,7 +27,7 @@ use crate::scenario::{InstancePlan, Kind, Scenario};
 use crate::store::{Change, SimStore};
 use crate::trace::{Entry, Trace};
 use crate::whatsapp::{ConnKey, Out, WhatsApp};
-use crate::world::{own_clock, people, store_clock};
+use crate::world::{broken, own_clock, people, store_clock};
 
 pub(super) struct Truth {
     pub(super) scenario: Scenario,
@@ -87,10 +88,15 @@ pub(super) enum State {
 }
 
 impl Truth {
-    pub(super) fn new(scenario: Scenario, trace: Trace) -> Result<Self, PolicyErrors> {
+    pub(super) fn new(
+        scenario: Scenario,
+        bug: Option<Bug>,
+        trace: Trace,
+    ) -> Result<Self, PolicyErrors> {
         let mut hosts = Vec::new();
         for plan in &scenario.instances {
             let policy = scenario.policy(plan)?;
+            let policy = bug.map_or(policy.clone(), |bug| broken(&policy, bug));
             hosts.push(Host { policy, plan: plan.clone(), current: None, starts: 0 });
         }
         let spare = InstancePlan {
