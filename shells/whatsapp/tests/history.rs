@@ -392,6 +392,9 @@ async fn a_damaged_chunk_gives_what_it_has_and_is_reported() {
     for file in std::fs::read_dir(account).unwrap() {
         std::fs::write(file.unwrap().path(), b"WBH1 and nonsense").unwrap();
     }
+    // The one under way may have read it before.
+    let before = parses();
+    world.until("a parse of it", async || (parses() > before).then_some(())).await;
     world.store.broken.store(false, Ordering::Release);
     process.seen.until("the report", reported).await;
     until_unspooled(&process, 1).await;
