@@ -3,7 +3,8 @@
 use backfill_core::doc::{Value, WriteOp};
 use backfill_core::id::AccountId;
 use backfill_core::io::{
-    CloseReason, Command, Event, GatewayEvent, Hint, Input, Key, Reply, StoreCall,
+    Answer, CloseReason, Command, Event, GatewayCall, GatewayEvent, Hint, Input, Key, Reply,
+    StoreCall,
 };
 use backfill_core::policy::{Credentials, Settings};
 
@@ -230,4 +231,35 @@ fn is_release(event: &Event) -> bool {
 fn about(event: &Event, account: &AccountId) -> bool {
     matches!(event, Event::LeaseTaken { key: Key::Account(id), .. }
         | Event::LeaseReleased { key: Key::Account(id) } if id == account)
+}
+
+#[test]
+fn connections_open_one_after_the_other() {
+    let mut rig = Rig::exclusive();
+    let accounts: Vec<AccountId> = (0..8).map(|n| rig.add_account(n, "disconnected")).collect();
+    rig.pass(60_000);
+    let mut at: Vec<u64> =
+        accounts.iter().flat_map(|account| rig.nodes[0].connects(account)).map(|c| c.0).collect();
+    at.sort_unstable();
+    assert_eq!(at.len(), 8);
+    assert!(at.windows(2).all(|pair| pair[1] - pair[0] >= 500), "{at:?}");
+}
+
+#[test]
+fn what_lies_in_the_spool_is_asked_for_until_the_gateway_answers() {
+    let mut rig = Rig::exclusive();
+    rig.nodes[0].answers = |call| match call {
+        GatewayCall::Recover => Some(Answer::Unknown),
+        _ => Some(Answer::Done),
+    };
+    rig.add_account(1, "disconnected");
+    let asked = |rig: &Rig| {
+        let calls = rig.nodes[0].called(|call| (*call == GatewayCall::Recover).then_some(()));
+        calls.iter().map(|(at, ..)| *at).collect::<Vec<_>>()
+    };
+    rig.until(60_000, |rig| asked(rig).len() == 3);
+    assert!(asked(&rig).windows(2).all(|pair| pair[1] - pair[0] >= 4_000));
+    rig.nodes[0].answers = |_| Some(Answer::Done);
+    rig.pass(600_000);
+    assert_eq!(asked(&rig).len(), 4);
 }

@@ -13,18 +13,40 @@ use backfill_core::time::StoreTime;
 use super::holes::{mark, thread};
 use super::rig::Rig;
 
+/// What shows that nobody but us has had the accounts.
+const OURS: &str = "i0#0123456789abcdef0123";
+
 /// An account that is connecting, and whose earlier owner left this.
 fn connecting(left: &[(&'static str, Value)]) -> (Rig, AccountId) {
+    let left = [&[("surveyed", Value::Int(0))], left].concat();
+    connecting_after(OURS, &left)
+}
+
+/// An account that is connecting, after somebody else had the accounts and left this.
+fn connecting_after(holder: &'static str, left: &[(&'static str, Value)]) -> (Rig, AccountId) {
     let mut rig = Rig::exclusive();
     rig.nodes[0].opens = false;
-    // Nobody but us has had the accounts.
     let compat = DocPath::parse("wa_metrics/longrun/locks/wa_connection").unwrap();
-    rig.write(&compat, &[("holderInstanceId", "i0#0123456789abcdef0123".into())]);
+    rig.write(&compat, &[("holderInstanceId", holder.into())]);
     let account = rig.add_account(1, "disconnected");
-    rig.write(&account.sync_path(), &[("surveyed", Value::Int(0))]);
-    rig.write(&account.sync_path(), left);
+    if !left.is_empty() {
+        rig.write(&account.sync_path(), left);
+    }
     rig.until(60_000, |rig| !rig.nodes[0].connects(&account).is_empty());
     (rig, account)
+}
+
+fn live(rig: &mut Rig, account: &AccountId, second: i64) {
+    let span = ThreadSpan {
+        thread: thread(account, 1),
+        low: mark(second),
+        high: mark(second),
+        messages: 1,
+        end: PageEnd::Unstated,
+    };
+    let (source, threads) = (Source::Realtime, vec![span]);
+    let ingested = Ingested { source, messages: 1, threads, newest_second: second };
+    rig.give(0, Input::Ingested(account.clone(), ingested));
 }
 
 fn open(rig: &mut Rig, account: &AccountId, announced: u32, stored: u32) {
@@ -139,20 +161,7 @@ fn live_messages_are_stamped_at_once_and_then_no_more_than_once_a_second() {
     let begun = rig.time();
     for n in 0..10 {
         let second = begun.as_secs() - 100 + n;
-        let span = ThreadSpan {
-            thread: thread(&account, 1),
-            low: mark(second),
-            high: mark(second),
-            messages: 1,
-            end: PageEnd::Unstated,
-        };
-        let ingested = Ingested {
-            source: Source::Realtime,
-            messages: 1,
-            threads: vec![span],
-            newest_second: second,
-        };
-        rig.give(0, Input::Ingested(account.clone(), ingested));
+        live(&mut rig, &account, second);
         let shown = if n == 0 { Some(second) } else { Some(begun.as_secs() - 100) };
         assert_eq!(stamps(&rig), (Some(begun), shown));
         rig.pass(90);
@@ -163,4 +172,71 @@ fn live_messages_are_stamped_at_once_and_then_no_more_than_once_a_second() {
     assert_eq!(newest, Some(begun.as_secs() - 91));
     rig.pass(10_000);
     assert_eq!(stamps(&rig), (at, newest), "there is nothing new");
+}
+
+/// An hour before the processes begin.
+fn an_hour_ago() -> Value {
+    Value::from(StoreTime::from_secs(1_800_000_000 - 3_600))
+}
+
+#[test]
+fn a_drain_that_shows_nothing_missing_is_not_believed_where_others_may_have_received() {
+    let away = ("disconnectedSince", an_hour_ago());
+    let surveyed = ("surveyed", Value::Int(0));
+    for (holder, missing) in [(OURS, false), ("other", true)] {
+        let (mut rig, account) = connecting_after(holder, &[surveyed.clone(), away.clone()]);
+        open(&mut rig, &account, 3, 3);
+        assert_eq!(gaps(&rig, &account).len(), usize::from(missing), "{holder}");
+    }
+
+    // The last one died before its own drain had shown what was missing.
+    let crashed = ("connectedBoot", "0123456789abcdef0123".into());
+    let (mut rig, account) = connecting(&[away.clone(), crashed]);
+    open(&mut rig, &account, 3, 3);
+    assert_eq!(gaps(&rig, &account).len(), 1);
+
+    // A device that is linked anew gets nothing of the time before.
+    let (mut rig, account) = connecting(&[away]);
+    let (_, connection) = rig.nodes[0].connects(&account)[0];
+    rig.tell(0, &account, GatewayEvent::Paired { connection });
+    open(&mut rig, &account, 3, 3);
+    assert_eq!(gaps(&rig, &account).len(), 1);
+}
+
+#[test]
+fn who_takes_over_an_account_without_records_may_miss_all_that_the_server_kept() {
+    let day = 86_400;
+    for (stored, missing) in [(3, false), (2, true)] {
+        let (mut rig, account) = connecting_after(OURS, &[]);
+        let now = rig.time().as_secs();
+        open(&mut rig, &account, 3, stored);
+        let found = gaps(&rig, &account);
+        assert_eq!(found.len(), usize::from(missing), "{found:?}");
+        assert!(found.iter().all(|(from, _)| (13 * day..=14 * day).contains(&(now - from))));
+    }
+}
+
+#[test]
+fn a_connection_that_never_opened_is_no_disconnection() {
+    let (mut rig, account) = connecting(&[]);
+    reconnect(&mut rig, &account, CloseReason::Lost);
+    rig.pass(500);
+    assert_eq!(rig.doc(&account.sync_path()).unwrap().time("disconnectedSince"), None);
+    assert_eq!(rig.status(&account), Some("disconnected"), "it is linked all the same");
+    open(&mut rig, &account, 0, 0);
+    reconnect(&mut rig, &account, CloseReason::Lost);
+    assert!(rig.doc(&account.sync_path()).unwrap().time("disconnectedSince").is_some());
+}
+
+#[test]
+fn gaps_reach_back_to_the_last_live_message_where_whatsapps_clock_is_behind() {
+    let (mut rig, account) = connecting(&[]);
+    open(&mut rig, &account, 0, 0);
+    let second = rig.time().as_secs() - 3_600;
+    live(&mut rig, &account, second);
+    rig.pass(60_000);
+    reconnect(&mut rig, &account, CloseReason::Replaced);
+    open(&mut rig, &account, 0, 0);
+    let found = gaps(&rig, &account);
+    assert!(found.len() == 1 && found[0].0 <= second, "{found:?}");
 }

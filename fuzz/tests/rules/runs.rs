@@ -6,8 +6,8 @@ use backfill_core::coverage::{Coverage, Gap, Mark, PageEnd};
 use backfill_core::doc::{DocPath, Document, Value};
 use backfill_core::id::{AccountId, RequestId, ThreadId};
 use backfill_core::io::{
-    Answer, CloseReason, Command, Event, GatewayCall, GatewayEvent, HoleChange, Input, PageFacts,
-    Rejection, Reply, RunKind, RunResult, StoreCall, StoreRequest,
+    Answer, CloseReason, Command, Event, GatewayCall, GatewayEvent, HoleChange, Ingested, Input,
+    PageFacts, Rejection, Reply, RunKind, RunResult, Source, StoreCall, StoreRequest, ThreadSpan,
 };
 use backfill_core::policy::{Credentials, Settings};
 
@@ -19,11 +19,16 @@ const MINUTE: u64 = 60_000;
 /// An account with one thread, whose newest message is a thousand seconds old; the backfill wants
 /// five of them. The phone is asked and says nothing by itself.
 fn with_a_thread() -> (Rig, AccountId, ThreadId, i64) {
+    with_a_thread_and(|_| {})
+}
+
+fn with_a_thread_and(change: impl FnOnce(&mut Settings)) -> (Rig, AccountId, ThreadId, i64) {
     let mut settings =
         Settings { credentials: Credentials::Shared, ..Settings::exclusive(label(0)) };
     settings.auto_backfill.depth = 5;
     settings.auto_backfill.page = 2;
     settings.auto_backfill.max_concurrency = 1;
+    change(&mut settings);
     let mut rig = Rig::new([settings]);
     rig.nodes[0].answers = |_| Some(Answer::Done);
     let account = known_account(&mut rig, 1);
@@ -398,4 +403,163 @@ fn without_a_reservation_nobody_asks() {
     // The phone is not kept from the next one for longer than it rests.
     rig.command(0, Command::Backfill(account.clone()));
     rig.until(31_000, |rig| asked(rig).len() == 1);
+}
+
+/// Only who is told to starts.
+fn only_on_demand(settings: &mut Settings) {
+    settings.auto_backfill.connect_jitter_min = Duration::from_secs(10_000);
+    settings.auto_backfill.connect_jitter_max = Duration::from_secs(10_000);
+    settings.auto_backfill.interval = Duration::from_secs(10_000);
+}
+
+fn until_connected(rig: &mut Rig, accounts: &[&AccountId]) {
+    rig.until(MINUTE, |rig| accounts.iter().all(|a| rig.status(a) == Some("connected")));
+}
+
+fn queries_threads(request: &StoreRequest) -> bool {
+    matches!(&request.call, StoreCall::Query(q) if q.collection.as_str() == "threads")
+}
+
+#[test]
+fn a_run_that_would_wait_for_hours_ends_when_half_of_its_term_is_used() {
+    let hour = Duration::from_secs(3_600);
+    let (mut rig, account, thread, newest) = with_a_thread_and(|s| s.phone.spacing = hour);
+    let (_, request, _) = until_asked(&mut rig, 1);
+    page(&mut rig, &account, request, &thread, mark(newest - 100), 2);
+    rig.pass(11 * MINUTE);
+    let results = ended(&rig, RunKind::AutoBackfill);
+    let [result] = &results[..] else { panic!("{results:?}") };
+    assert_eq!((result.ok, result.remaining, asked(&rig).len()), (true, 1, 1));
+    assert!(result.duration >= Duration::from_secs(450));
+}
+
+#[test]
+fn a_run_asks_the_phone_no_more_than_its_share() {
+    let (mut rig, account, thread, newest) = with_a_thread_and(|settings| {
+        settings.phone.spacing = Duration::from_secs(5);
+        settings.auto_backfill.depth = 100_000;
+    });
+    let mut times = 0;
+    while ended(&rig, RunKind::AutoBackfill).is_empty() {
+        if asked(&rig).len() > times {
+            times += 1;
+            let (_, request, _) = asked(&rig)[times - 1];
+            let oldest = mark(newest - i64::try_from(times).unwrap());
+            page(&mut rig, &account, request, &thread, oldest, 1);
+        }
+        rig.pass(100);
+    }
+    let result = &ended(&rig, RunKind::AutoBackfill)[0];
+    assert_eq!((asked(&rig).len(), result.ok, result.remaining), (32, true, 1));
+}
+
+#[test]
+fn who_has_waited_for_the_phone_waits_for_a_slot_and_gets_the_next() {
+    let (mut rig, one, first, newest) = with_a_thread_and(only_on_demand);
+    let two = known_account(&mut rig, 2);
+    let second = super::holes::thread(&two, 1);
+    put_thread(&mut rig, &two, &second, newest);
+    until_connected(&mut rig, &[&one, &two]);
+    rig.command(0, Command::Backfill(two.clone()));
+    let (_, request, _) = until_asked(&mut rig, 1);
+    page(&mut rig, &two, request, &second, mark(newest - 100), 2);
+    rig.pass(1_000);
+    rig.command(0, Command::Backfill(one.clone()));
+    let (_, request, _) = until_asked(&mut rig, 2);
+    rig.pass(40_000);
+    assert_eq!(asked(&rig).len(), 2, "the phone is free, and there is no slot");
+    page(&mut rig, &one, request, &first, mark(newest - 100), 2);
+    rig.pass(1_000);
+    assert_eq!(asked(&rig).len(), 3);
+    assert_eq!(rig.nodes[0].instance.working_runs(RunKind::AutoBackfill), 1);
+}
+
+#[test]
+fn a_run_whose_account_is_lost_leaves_its_slot_to_others() {
+    let (mut rig, one, _, newest) = with_a_thread_and(only_on_demand);
+    let two = known_account(&mut rig, 2);
+    put_thread(&mut rig, &two, &thread(&two, 1), newest);
+    until_connected(&mut rig, &[&one, &two]);
+    rig.command(0, Command::Backfill(one.clone()));
+    until_asked(&mut rig, 1);
+    rig.write(&one.connection_path(), &[("owner", "zzz".into()), ("epoch", Value::Int(9))]);
+    let second = rig.time().as_secs();
+    let lost = GatewayEvent::Undecryptable { thread: thread(&one, 7), second };
+    rig.tell(0, &one, lost);
+    rig.pass(1_000);
+    let fenced = |event: &Event| matches!(event, Event::Fenced { .. });
+    assert_eq!(rig.nodes[0].events.iter().filter(|(_, event)| fenced(event)).count(), 1);
+    rig.command(0, Command::Backfill(two));
+    rig.pass(2_000);
+    assert_eq!((started(&rig), asked(&rig).len()), (2, 2));
+}
+
+#[test]
+fn a_run_that_cannot_read_what_to_do_ends_and_says_so() {
+    let (mut rig, account, _, _) = with_a_thread_and(only_on_demand);
+    until_connected(&mut rig, &[&account]);
+    rig.nodes[0].holds = queries_threads;
+    rig.command(0, Command::Backfill(account.clone()));
+    rig.pass(10_000);
+    let results = ended(&rig, RunKind::AutoBackfill);
+    let [result] = &results[..] else { panic!("{results:?}") };
+    assert_eq!(result.error, Some("store_unavailable"));
+    let lease = rig.doc(&account.auto_backfill_path()).unwrap();
+    assert_eq!(lease.value("owner"), Some(&Value::Null));
+}
+
+#[test]
+fn what_an_earlier_owner_asked_keeps_the_phone_from_being_asked() {
+    let (mut rig, account, _, _) = with_a_thread_and(only_on_demand);
+    let asked_at = rig.time();
+    rig.write(&account.sync_path(), &[("askedAt", Value::from(asked_at))]);
+    until_connected(&mut rig, &[&account]);
+    rig.command(0, Command::Backfill(account));
+    let (at, _, _) = until_asked(&mut rig, 1);
+    assert!(at >= 65_000, "asked after {at} ms");
+}
+
+/// How many threads have a gap of their own that is not compared with what is known of them.
+fn thread_gaps(rig: &Rig, account: &AccountId) -> usize {
+    let sync = rig.doc(&account.sync_path()).unwrap();
+    sync.value("threadGaps").and_then(Value::as_array).map_or(0, <[Value]>::len)
+}
+
+#[test]
+fn a_gap_of_a_thread_is_kept_until_durable_coverage_says_what_is_missing() {
+    let (mut rig, account, thread, newest) = with_a_thread_and(only_on_demand);
+    until_connected(&mut rig, &[&account]);
+    let before = GatewayEvent::Undecryptable { thread: thread.clone(), second: newest - 10 };
+    rig.tell(0, &account, before);
+    rig.pass(1_000);
+    assert_eq!(thread_gaps(&rig, &account), 1);
+    rig.until(5 * MINUTE, |rig| thread_gaps(rig, &account) == 0);
+    let path = DocPath::new(&account.coverage(), thread.as_str()).unwrap();
+    assert!(rig.doc(&path).is_some());
+
+    // After the last message that is known there is nothing yet to ask the phone with.
+    let after = GatewayEvent::Undecryptable { thread: thread.clone(), second: newest + 10 };
+    rig.tell(0, &account, after);
+    rig.pass(20 * MINUTE);
+    assert_eq!(thread_gaps(&rig, &account), 1);
+    let runs = ended(&rig, RunKind::RecentSync).len();
+    assert!(runs >= 2);
+    rig.pass(20 * MINUTE);
+    assert_eq!(ended(&rig, RunKind::RecentSync).len(), runs, "nobody looks again and again");
+    let times = asked(&rig).len();
+    let second = rig.time().as_secs();
+    put_thread(&mut rig, &account, &thread, second);
+    let span = ThreadSpan {
+        thread,
+        low: mark(second),
+        high: mark(second),
+        messages: 1,
+        end: PageEnd::Unstated,
+    };
+    let (source, threads) = (Source::Realtime, vec![span]);
+    let ingested = Ingested { source, messages: 1, threads, newest_second: second };
+    rig.give(0, Input::Ingested(account.clone(), ingested));
+    rig.until(5 * MINUTE, |rig| thread_gaps(rig, &account) == 0);
+    let (_, _, anchor) = until_asked(&mut rig, times + 1);
+    assert_eq!(anchor, second);
 }

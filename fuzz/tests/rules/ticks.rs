@@ -6,10 +6,11 @@ use std::time::Duration;
 use backfill_core::doc::Value;
 use backfill_core::id::{AccountId, Epoch};
 use backfill_core::instance::{AccountInsight, LockInsight};
-use backfill_core::io::{Event, RunKind, Skip};
+use backfill_core::io::{Answer, Command, Event, Reply, RunKind, Skip};
 use backfill_core::policy::{Credentials, Settings};
 use backfill_core::time::Mono;
 
+use super::holes::{put_thread, thread};
 use super::rig::{Rig, label};
 
 /// How many each tick started, and how many it passed over and why, once five are connected.
@@ -100,4 +101,33 @@ fn who_waits_tells_who_holds_the_lock() {
     assert_eq!((holder.as_str(), own), (holds.as_str(), false));
     assert!(instance.account_insight(&account).is_none_or(|insight| !insight.own));
     assert_eq!((instance.beliefs().count(), instance.lock_belief()), (0, None));
+}
+
+#[test]
+fn no_tick_follows_while_those_it_started_wait_for_their_turn() {
+    let (mut rig, accounts) = with_five_accounts();
+    rig.nodes[0].answers = |_| Some(Answer::Done);
+    let second = rig.time().as_secs() - 1_000;
+    put_thread(&mut rig, &accounts[4], &thread(&accounts[4], 1), second);
+    rig.pass(10_000);
+    // It takes the only slot until its phone has not answered twice, for a minute each.
+    let reply = rig.command(0, Command::Backfill(accounts[4].clone()));
+    assert_eq!(reply, Reply::Accepted);
+    rig.pass(55_000);
+    assert_eq!(ticks(&rig, RunKind::AutoBackfill).len(), 1);
+    assert!(rig.nodes[0].instance.tick_works(RunKind::AutoBackfill));
+    rig.pass(120_000);
+    assert!(ticks(&rig, RunKind::AutoBackfill).len() > 2);
+    assert!(!rig.nodes[0].instance.tick_works(RunKind::AutoBackfill));
+}
+
+#[test]
+fn ticks_go_on_while_a_run_waits_for_its_phone() {
+    let (mut rig, accounts) = with_five_accounts();
+    let second = rig.time().as_secs() - 1_000;
+    put_thread(&mut rig, &accounts[0], &thread(&accounts[0], 1), second);
+    rig.pass(130_000);
+    let all = ticks(&rig, RunKind::AutoBackfill);
+    assert!(all.len() >= 5, "{all:?}");
+    assert!(all.iter().skip(1).all(|(_, skipped)| skipped.get(&Skip::Running) == Some(&1)));
 }
