@@ -7,7 +7,8 @@ use backfill_core::doc::{DocPath, Document, Value};
 use backfill_core::id::{AccountId, RequestId, ThreadId};
 use backfill_core::io::{
     Answer, CloseReason, Command, Event, GatewayCall, GatewayEvent, HoleChange, Ingested, Input,
-    PageFacts, Rejection, Reply, RunKind, RunResult, Source, StoreCall, StoreRequest, ThreadSpan,
+    Key, PageFacts, Rejection, Reply, RunKind, RunResult, Source, StoreCall, StoreRequest,
+    ThreadSpan,
 };
 use backfill_core::policy::{Credentials, Settings};
 
@@ -150,14 +151,22 @@ fn a_backfill_goes_down_page_by_page_and_shows_what_it_does() {
     let later = lease(&rig);
     assert_eq!((later.count("epoch"), later.count("attempt")), (Some(2), Some(2)));
     assert_eq!((beats, later.count("beat")), (2, Some(4)), "every write changes the document");
+    let events = rig.nodes[0].events.iter();
+    let epochs = events.filter_map(|(_, event)| match event {
+        Event::LeaseTaken { key: Key::Run(_, RunKind::AutoBackfill), epoch } => Some(epoch.0),
+        _ => None,
+    });
+    assert_eq!(epochs.collect::<Vec<_>>(), [1, 2]);
 }
 
 #[test]
 fn a_phone_that_says_nothing_is_asked_twice() {
     let (mut rig, account, thread, newest) = with_a_thread();
+    let tries = |rig: &Rig| rig.doc(&account.sync_path()).unwrap().count("askedTry");
     let (first, _, _) = until_asked(&mut rig, 1);
+    assert_eq!(tries(&rig), Some(1));
     let (second, request, anchor) = until_asked(&mut rig, 2);
-    assert_eq!(anchor, newest);
+    assert_eq!((anchor, tries(&rig)), (newest, Some(2)));
     assert!(second - first >= 65_000, "it may still answer");
     rig.pass(3 * MINUTE);
     assert_eq!(asked(&rig).len(), 2);
@@ -462,15 +471,16 @@ fn who_has_waited_for_the_phone_waits_for_a_slot_and_gets_the_next() {
     until_connected(&mut rig, &[&one, &two]);
     rig.command(0, Command::Backfill(two.clone()));
     let (_, request, _) = until_asked(&mut rig, 1);
-    page(&mut rig, &two, request, &second, mark(newest - 100), 2);
-    rig.pass(1_000);
+    page(&mut rig, &two, request, &second, mark(newest - 50), 2);
+    rig.pass(25_000);
     rig.command(0, Command::Backfill(one.clone()));
     let (_, request, _) = until_asked(&mut rig, 2);
-    rig.pass(40_000);
+    rig.pass(10_000);
     assert_eq!(asked(&rig).len(), 2, "the phone is free, and there is no slot");
     page(&mut rig, &one, request, &first, mark(newest - 100), 2);
     rig.pass(1_000);
-    assert_eq!(asked(&rig).len(), 3);
+    let anchors: Vec<_> = asked(&rig).into_iter().map(|(.., anchor)| anchor).collect();
+    assert_eq!(anchors, [newest, newest, newest - 50]);
     assert_eq!(rig.nodes[0].instance.working_runs(RunKind::AutoBackfill), 1);
 }
 
@@ -562,4 +572,28 @@ fn a_gap_of_a_thread_is_kept_until_durable_coverage_says_what_is_missing() {
     rig.until(5 * MINUTE, |rig| thread_gaps(rig, &account) == 0);
     let (_, _, anchor) = until_asked(&mut rig, times + 1);
     assert_eq!(anchor, second);
+}
+
+#[test]
+fn a_gap_is_surveyed_when_a_run_without_an_error_has_seen_every_thread() {
+    let (mut rig, account, thread, newest) = with_a_thread_and(only_on_demand);
+    let path = DocPath::new(&account.coverage(), thread.as_str()).unwrap();
+    rig.put(&path, Coverage::starting_at(&mark(newest), 0).to_fields(1));
+    until_connected(&mut rig, &[&account]);
+    let surveyed = |rig: &Rig| rig.doc(&account.sync_path()).unwrap().count("surveyed");
+    let (_, connection) = rig.nodes[0].connects(&account)[0];
+    let reason = CloseReason::Replaced;
+    rig.tell(0, &account, GatewayEvent::Closed { connection, reason });
+    rig.until(MINUTE, |rig| rig.nodes[0].connects(&account).len() == 2);
+    // What the thread's newest message is cannot be read.
+    rig.nodes[0].holds = |request| matches!(&request.call, StoreCall::Query(q) if q.collection.as_str().ends_with("/messages"));
+    rig.until(5 * MINUTE, |rig| !ended(rig, RunKind::RecentSync).is_empty());
+    assert_eq!(rig.doc(&account.sync_path()).unwrap().count("gapSeq"), Some(1));
+    assert_eq!(ended(&rig, RunKind::RecentSync)[0].error, Some("store_unavailable"));
+    rig.pass(1_000);
+    assert_eq!(surveyed(&rig), Some(0));
+    rig.nodes[0].holds = |_| false;
+    rig.until(10 * MINUTE, |rig| surveyed(rig) == Some(1));
+    let (coverage, _) = Coverage::parse(&rig.doc(&path).unwrap().fields);
+    assert!(!coverage.is_live(), "its tail may be missing");
 }

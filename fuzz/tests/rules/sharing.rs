@@ -336,6 +336,8 @@ fn a_foreign_holder_is_left_the_lock_and_given_it() {
             &[("holderInstanceId", "other".into()), ("leaseUntil", Value::Int(until))],
         );
         rig.give(0, Input::Hint(Hint::Lock));
+        rig.pass(3_000);
+        assert!(!rig.nodes[0].is_active());
         rig.pass(MINUTE);
         assert_eq!(rig.nodes[0].instance.mode(), Mode::Passive(PassiveReason::HeldByForeign));
         assert_eq!(incidents(&rig, 0, "foreign_lock_holder"), usize::from(!before));
@@ -437,4 +439,15 @@ fn who_gave_up_the_lock_takes_it_again_where_nobody_else_wants_it() {
     }
     rig.nodes[0].answers = |_| Some(Answer::Done);
     rig.until(15 * MINUTE, |rig| rig.status(&account) == Some("connected"));
+}
+
+#[test]
+fn who_stops_gives_back_the_lock_that_others_see() {
+    let compat = DocPath::parse("wa_metrics/longrun/locks/wa_connection").unwrap();
+    let mut rig = Rig::exclusive();
+    rig.until(MINUTE, |rig| rig.nodes[0].is_active());
+    assert!(rig.doc(&compat).unwrap().count("leaseUntil") > Some(0));
+    rig.command(0, Command::Stop);
+    rig.until(MINUTE, |rig| rig.nodes[0].stopped);
+    assert_eq!(rig.doc(&compat).unwrap().count("leaseUntil"), Some(0));
 }

@@ -131,3 +131,19 @@ fn ticks_go_on_while_a_run_waits_for_its_phone() {
     assert!(all.len() >= 5, "{all:?}");
     assert!(all.iter().skip(1).all(|(_, skipped)| skipped.get(&Skip::Running) == Some(&1)));
 }
+
+#[test]
+fn what_is_switched_off_does_not_run() {
+    let mut settings =
+        Settings { credentials: Credentials::Shared, ..Settings::exclusive(label(0)) };
+    settings.auto_backfill.enabled = false;
+    settings.recent_sync.enabled = false;
+    let mut rig = Rig::new([settings]);
+    let account = rig.add_account(1, "disconnected");
+    let second = rig.time().as_secs() - 1_000;
+    put_thread(&mut rig, &account, &thread(&account, 1), second);
+    rig.pass(2 * 3_600_000);
+    assert_eq!(rig.status(&account), Some("connected"));
+    let works = |event: &Event| matches!(event, Event::Tick { .. } | Event::RunStarted { .. });
+    assert!(!rig.nodes[0].events.iter().any(|(_, event)| works(event)));
+}
