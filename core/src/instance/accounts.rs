@@ -193,6 +193,8 @@ impl Instance {
                     }
                     continue;
                 }
+                // There is no session that could be called so, and so none that stands.
+                Some(owner) if BootId::parse(owner).is_err() => true,
                 Some(owner) => match self.dead.get(owner) {
                     Some(graceful) => !graceful,
                     None => {

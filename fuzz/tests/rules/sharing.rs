@@ -233,6 +233,18 @@ fn who_reads_itself_as_the_owner_of_what_it_does_not_hold_gives_it_back_first() 
 }
 
 #[test]
+fn an_owner_that_can_be_no_session_owns_nothing() {
+    for owner in ["/", "a/b", "..", "__x__"] {
+        let mut rig = Rig::exclusive();
+        let account = rig.add_account(1, "disconnected");
+        rig.write(&account.connection_path(), &[("owner", owner.into()), ("epoch", Value::Int(3))]);
+        rig.until(2 * MINUTE, |rig| rig.status(&account) == Some("connected"));
+        let lease = rig.doc(&account.connection_path()).unwrap();
+        assert_eq!(lease.count("epoch"), Some(4), "{owner}");
+    }
+}
+
+#[test]
 fn a_deleted_account_is_given_back_for_good() {
     let mut rig = Rig::exclusive();
     let account = rig.add_account(1, "disconnected");
