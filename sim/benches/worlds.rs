@@ -8,29 +8,22 @@
 //! older messages, and the day is the first one, on which all of them are fetched.
 //!
 //! `cargo bench -p sim --bench worlds` on 2 virtual cores, for 3 exclusive instances with 30
-//! accounts, while other programs kept both cores busy, which costs much of their caches:
+//! accounts:
 //!
 //! | | events | commits | simulated : real | ns per event |
 //! |---|---:|---:|---:|---:|
-//! | tier 1 | 217,186 | 61,748 | 52,601 : 1 | 7,563 |
-//! | tier 1, first day | 255,659 | 74,243 | 24,251 : 1 | 13,935 |
-//! | tier 2 | 303,394 | 58,695 | 27,702 : 1 | 10,280 |
-//! | tier 2, first day | 344,371 | 71,336 | 15,854 : 1 | 15,825 |
+//! | tier 1 | 216,684 | 61,638 | 55,089 : 1 | 7,238 |
+//! | tier 1, first day | 256,136 | 74,451 | 29,850 : 1 | 11,300 |
+//! | tier 2 | 302,891 | 58,584 | 35,778 : 1 | 7,973 |
+//! | tier 2, first day | 349,412 | 72,552 | 17,148 : 1 | 14,420 |
 //!
-//! To compare versions nevertheless, the same single day five times in turn, on the same busy
-//! machine, with the version before that made messages and paths cheaper; of that version there are
-//! figures from a quiet machine, too:
+//! How fast those cores are changes from minute to minute: the same single day, measured three
+//! times in turn right afterwards, gave 59,379 to 73,184 : 1 in tier 1, and 27,215 to 36,106 : 1 in
+//! tier 2. What does not change is the number of instructions, 8.0 and 11.8 thousand million.
 //!
-//! | | before, quiet | before, busy | now, busy | now / before |
-//! |---|---:|---:|---:|---:|
-//! | tier 1 | 62,802 : 1 | 53,078 : 1 | 72,166 : 1 | 1.36 |
-//! | tier 2 | 31,240 : 1 | 23,144 : 1 | 37,395 : 1 | 1.62 |
-//!
-//! The goals are 1,000,000 : 1 and 50,000 : 1. The first is missed by far: it leaves 86 ms for such
-//! a day, or 1.4 µs for each commit with all that leads to it and follows from it; with one instance
-//! and one account tier 1 reaches 1,735,790 : 1. The second was not seen; by these ratios a quiet
-//! machine is about there. Where the instructions go, 8.0 and 11.8 thousand million for a day, as
-//! callgrind counts them:
+//! The goals, 1,000,000 : 1 and 50,000 : 1, are missed. The first leaves 86 ms for such a day, or
+//! 1.4 µs for each commit with all that leads to it and follows from it; with one instance and one
+//! account tier 1 reaches 1,868,881 : 1. Where the instructions go, as callgrind counts them:
 //!
 //! | | tier 1 | tier 2 |
 //! |---|---:|---:|
