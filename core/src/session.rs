@@ -493,10 +493,7 @@ mod tests {
             let read = Answer::Read { read_time: StoreTime::from_secs(4), docs };
             assert_eq!(self.session.on_answer(&mut self.host, read), None);
             assert_eq!(self.sent(), [self.host.boot.path()]);
-            self.version += 1;
-            let versions = vec![Some(Version(self.version))];
-            let answer = Answer::Committed { commit_time: StoreTime::from_secs(4), versions };
-            self.session.on_answer(&mut self.host, answer)
+            self.answer(1)
         }
     }
 
@@ -541,7 +538,6 @@ mod tests {
         let outcome = rig.lose();
         assert!(matches!(outcome, Some(Outcome::Refused(Op::Mirror, _))), "{outcome:?}");
         assert_eq!(rig.host.deadline, until, "the session was renewed, the compat lock was not");
-        rig.session.pump(&mut rig.host);
         rig.push(Op::Mirror);
         rig.succeed();
         assert_eq!(rig.host.deadline, until + Duration::from_secs(30));

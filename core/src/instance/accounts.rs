@@ -193,13 +193,13 @@ impl Instance {
                     }
                     continue;
                 }
-                // There is no session that could be called so, and so none that stands.
-                Some(owner) if BootId::parse(owner).is_err() => true,
-                Some(owner) => match self.dead.get(owner) {
-                    Some(graceful) => !graceful,
-                    None => {
+                Some(owner) => match (self.dead.get(owner), BootId::parse(owner)) {
+                    (Some(graceful), _) => !graceful,
+                    // There is no session that could be called so, and so none that stands.
+                    (None, Err(_)) => true,
+                    (None, Ok(boot)) => {
                         if !self.living.contains(owner) {
-                            unknown.insert(SmolStr::new(owner));
+                            unknown.insert(boot);
                         }
                         continue;
                     }
@@ -255,11 +255,8 @@ impl Instance {
             self.soon(Timer::Scan);
         }
         if !unknown.is_empty() && !std::mem::replace(&mut self.scan.looking_up, true) {
-            let boots: Vec<SmolStr> = unknown.into_iter().take(OWNERS_PER_READ).collect();
-            let (boots, paths): (Vec<_>, Vec<_>) = boots
-                .into_iter()
-                .filter_map(|boot| Some((boot.clone(), BootId::parse(boot).ok()?.path())))
-                .unzip();
+            let boots = unknown.iter().take(OWNERS_PER_READ);
+            let (boots, paths) = boots.map(|boot| (boot.text(), boot.path())).unzip();
             self.host.get(Route::ScanSessions(boots), Lane::Lease, paths);
         }
     }
