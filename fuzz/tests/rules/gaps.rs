@@ -2,15 +2,12 @@
 
 use std::time::Duration;
 
-use backfill_core::coverage::PageEnd;
 use backfill_core::doc::{DocPath, Value};
 use backfill_core::id::AccountId;
-use backfill_core::io::{
-    CloseReason, Event, GatewayEvent, HoleChange, Ingested, Input, Source, ThreadSpan,
-};
+use backfill_core::io::{CloseReason, Event, GatewayEvent, HoleChange};
 use backfill_core::time::StoreTime;
 
-use super::holes::{mark, thread};
+use super::holes::{arrive, thread};
 use super::rig::Rig;
 
 /// What shows that nobody but us has had the accounts.
@@ -37,16 +34,7 @@ fn connecting_after(holder: &'static str, left: &[(&'static str, Value)]) -> (Ri
 }
 
 fn live(rig: &mut Rig, account: &AccountId, second: i64) {
-    let span = ThreadSpan {
-        thread: thread(account, 1),
-        low: mark(second),
-        high: mark(second),
-        messages: 1,
-        end: PageEnd::Unstated,
-    };
-    let (source, threads) = (Source::Realtime, vec![span]);
-    let ingested = Ingested { source, messages: 1, threads, newest_second: second };
-    rig.give(0, Input::Ingested(account.clone(), ingested));
+    arrive(rig, account, thread(account, 1), second);
 }
 
 fn open(rig: &mut Rig, account: &AccountId, announced: u32, stored: u32) {

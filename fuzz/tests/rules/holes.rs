@@ -1,9 +1,11 @@
 //! What a new owner makes of what earlier ones left open.
 
-use backfill_core::coverage::{Coverage, Gap, Mark};
+use backfill_core::coverage::{Coverage, Gap, Mark, PageEnd};
 use backfill_core::doc::{DocPath, Value};
 use backfill_core::id::{AccountId, ThreadId};
-use backfill_core::io::{CloseReason, GatewayCall, GatewayEvent};
+use backfill_core::io::{
+    CloseReason, GatewayCall, GatewayEvent, Ingested, Input, Source, ThreadSpan,
+};
 use backfill_core::time::StoreTime;
 
 use super::rig::Rig;
@@ -25,6 +27,15 @@ pub(super) fn put_thread(rig: &mut Rig, account: &AccountId, thread: &ThreadId, 
     rig.write(&message, &[("tsClient", at.clone()), ("key", key)]);
     let account = Value::from(account.text());
     rig.write(&thread.path(), &[("accountId", account), ("lastMessageAt", at)]);
+}
+
+/// A live message of a thread is durable.
+pub(super) fn arrive(rig: &mut Rig, account: &AccountId, thread: ThreadId, second: i64) {
+    let (low, high, end) = (mark(second), mark(second), PageEnd::Unstated);
+    let threads = vec![ThreadSpan { thread, low, high, messages: 1, end }];
+    let source = Source::Realtime;
+    let ingested = Ingested { source, messages: 1, threads, newest_second: second };
+    rig.give(0, Input::Ingested(account.clone(), ingested));
 }
 
 /// What the phone was asked for, by thread and anchor.

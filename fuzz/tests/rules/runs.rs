@@ -6,13 +6,12 @@ use backfill_core::coverage::{Coverage, Gap, Mark, PageEnd};
 use backfill_core::doc::{DocPath, Document, Value};
 use backfill_core::id::{AccountId, RequestId, ThreadId};
 use backfill_core::io::{
-    Answer, CloseReason, Command, Event, GatewayCall, GatewayEvent, HoleChange, Ingested, Input,
-    Key, PageFacts, Rejection, Reply, RunKind, RunResult, Source, StoreCall, StoreRequest,
-    ThreadSpan,
+    Answer, CloseReason, Command, Event, GatewayCall, GatewayEvent, HoleChange, Input, Key,
+    PageFacts, Rejection, Reply, RunKind, RunResult, StoreCall, StoreRequest,
 };
 use backfill_core::policy::{Credentials, Settings};
 
-use super::holes::{mark, put_thread, thread};
+use super::holes::{arrive, mark, put_thread, thread};
 use super::rig::{Rig, label};
 
 const MINUTE: u64 = 60_000;
@@ -559,16 +558,7 @@ fn a_gap_of_a_thread_is_kept_until_durable_coverage_says_what_is_missing() {
     let times = asked(&rig).len();
     let second = rig.time().as_secs();
     put_thread(&mut rig, &account, &thread, second);
-    let span = ThreadSpan {
-        thread,
-        low: mark(second),
-        high: mark(second),
-        messages: 1,
-        end: PageEnd::Unstated,
-    };
-    let (source, threads) = (Source::Realtime, vec![span]);
-    let ingested = Ingested { source, messages: 1, threads, newest_second: second };
-    rig.give(0, Input::Ingested(account.clone(), ingested));
+    arrive(&mut rig, &account, thread, second);
     rig.until(5 * MINUTE, |rig| thread_gaps(rig, &account) == 0);
     let (_, _, anchor) = until_asked(&mut rig, times + 1);
     assert_eq!(anchor, second);
