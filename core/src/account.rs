@@ -195,6 +195,13 @@ impl SyncState {
         self.thread_gaps.insert(thread, gap);
     }
 
+    /// What may be missing in a thread may be missing in the one to which it leads.
+    pub(crate) fn move_thread_gap(&mut self, thread: &ThreadId, to: ThreadId) {
+        if let Some(gap) = self.thread_gaps.remove(thread) {
+            self.add_thread_gap(to, gap.from, gap.to);
+        }
+    }
+
     /// The gaps that concern a thread, in order.
     pub(crate) fn gaps_of(&self, thread: &ThreadId) -> Vec<Gap> {
         let mut gaps = self.gaps.clone();

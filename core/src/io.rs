@@ -12,6 +12,7 @@ use smol_str::SmolStr;
 use crate::coverage::{Anchor, Mark, PageEnd};
 use crate::doc::{DocPath, Document, Query, Version, Write};
 use crate::id::{AccountId, BootId, Epoch, OutboxId, RequestId, ThreadId};
+use crate::ingest::{Facts, ThreadFacts};
 use crate::time::{Mono, StoreTime};
 
 /// Something that happened.
@@ -282,6 +283,19 @@ pub struct PageFacts {
     pub end: PageEnd,
 }
 
+impl PageFacts {
+    /// What came of the batch of a page that was asked for with this thread.
+    pub fn new(thread: ThreadId, facts: &Facts, end: PageEnd) -> Self {
+        let found = facts.threads.first();
+        Self {
+            thread,
+            oldest: found.and_then(|thread| thread.oldest.as_ref()).map(Mark::from),
+            messages: found.map_or(0, |thread| thread.total),
+            end,
+        }
+    }
+}
+
 /// Messages that became durable without having been asked for by a run.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -296,12 +310,38 @@ pub struct Ingested {
     pub newest_second: i64,
 }
 
+impl Ingested {
+    /// What came of a batch that came like this. Nobody has to be told of threads that got no
+    /// message of believable time.
+    pub fn new(source: Source, facts: &Facts, end: PageEnd) -> Self {
+        let span = |thread: &ThreadFacts| {
+            Some(ThreadSpan {
+                thread: thread.thread.clone(),
+                twin: thread.twin.clone(),
+                low: thread.oldest.as_ref()?.into(),
+                high: thread.newest.as_ref()?.into(),
+                messages: thread.total,
+                end,
+            })
+        };
+        let threads: Vec<ThreadSpan> = facts.threads.iter().filter_map(span).collect();
+        Self {
+            source,
+            messages: threads.iter().map(|thread| thread.messages).sum(),
+            newest_second: threads.iter().map(|thread| thread.high.second).max().unwrap_or(0),
+            threads,
+        }
+    }
+}
+
 /// What became durable of one thread.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ThreadSpan {
     /// The thread
     pub thread: ThreadId,
+    /// The thread of the chat's other name, if it has one, which leads to this one
+    pub twin: Option<ThreadId>,
     /// The oldest message
     pub low: Mark,
     /// The newest message

@@ -28,9 +28,11 @@ use crate::id::{AccountId, RequestId, ThreadId};
 use crate::io::{
     Answer, Event, GatewayCall, HoleChange, Key, Lane, PageFacts, RunKind, RunResult, Skip, Trigger,
 };
+use crate::jid::{Jid, JidKind};
 use crate::ledger::{Companion, Draft, Purpose};
 use crate::phone::PhoneState;
 use crate::tenure::Tenure;
+use crate::thread::redirected;
 use crate::time::{Mono, StoreTime};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -70,6 +72,8 @@ enum Step {
     Checking,
     Choosing,
     Ending,
+    /// Whether a LID's thread leads elsewhere is being read
+    Following(ThreadId),
     /// Coverage is being read
     Loading(Vec<ThreadId>),
     /// The newest message of a thread is being looked up
@@ -126,7 +130,7 @@ impl Run {
 
     /// Whether the newest message of the thread is being looked up.
     pub(crate) fn looks_at(&self, thread: &ThreadId) -> bool {
-        matches!(&self.step, Step::Looking(looked) if looked == thread)
+        matches!(&self.step, Step::Following(looked) | Step::Looking(looked) if looked == thread)
     }
 
     pub(crate) fn is_queued(&self) -> bool {
@@ -273,6 +277,10 @@ impl Tenure {
                 let newest = docs.iter().find_map(|doc| newest_mark(doc));
                 self.on_looked(host, kind, &thread, newest.as_ref());
             }
+            (Step::Following(thread), Answer::Read { docs, .. }) => {
+                let doc = docs.into_iter().next().flatten();
+                self.on_followed(host, kind, &thread, doc.as_deref());
+            }
             (Step::Asking { thread, anchor }, Answer::Rejected(_)) if asked => {
                 // It was not asked, so the try does not count.
                 if let Some(covered) = self.coverage.get_mut(&thread) {
@@ -285,7 +293,7 @@ impl Tenure {
                 }
                 self.plan(host, kind);
             }
-            (Step::Choosing | Step::Loading(_) | Step::Looking(_), _) => {
+            (Step::Choosing | Step::Following(_) | Step::Loading(_) | Step::Looking(_), _) => {
                 self.fail_run(host, kind, "store_unavailable");
             }
             _ => {}
@@ -688,7 +696,43 @@ impl Tenure {
                 self.tails.insert(thread.clone());
             }
             self.note_compared(thread);
+            let is_lid = || thread.jid(&self.id).is_some_and(is_lid);
+            if !live && self.sync.thread_gaps.contains_key(thread) && is_lid() {
+                // The message that it waits for may have come under the chat's phone number.
+                if let Some(run) = self.runs.get_mut(&kind) {
+                    run.step = Step::Following(thread.clone());
+                    let route = run_route(&self.id, kind);
+                    run.reading = Some(host.get(route, Lane::Work, vec![thread.path()]));
+                }
+                return;
+            }
         }
+        self.go_on(host, kind);
+    }
+
+    /// A thread that waits for a message is read: if it leads to another, that one lacks what it
+    /// lacks.
+    fn on_followed(
+        &mut self,
+        host: &mut Host,
+        kind: RunKind,
+        thread: &ThreadId,
+        doc: Option<&Document>,
+    ) {
+        let chat = doc.and_then(|doc| redirected(&self.id, &doc.fields));
+        if let Some(to) = chat.and_then(|chat| ThreadId::of_chat(&self.id, chat.as_str()).ok()) {
+            self.sync.move_thread_gap(thread, to.clone());
+            self.ledger.set_sync(self.sync.gap_fields());
+            self.ledger.push(Purpose::Patch);
+            self.clean.remove(&to);
+            self.tails.remove(&to);
+            self.dirty.insert(to);
+        }
+        self.go_on(host, kind);
+    }
+
+    /// One more thread was compared: what is known now is written now and then.
+    fn go_on(&mut self, host: &mut Host, kind: RunKind) {
         let unsaved = self.coverage.values().filter(|covered| covered.is_unsaved()).count();
         if unsaved >= COVER_AT_ONCE {
             if let Some(run) = self.runs.get_mut(&kind) {
@@ -870,6 +914,10 @@ fn newest_mark(doc: &Document) -> Option<Mark> {
         from_me: doc.bool("key.fromMe").unwrap_or(false),
         participant: doc.str("key.participant").map(SmolStr::from),
     })
+}
+
+fn is_lid(jid: &str) -> bool {
+    Jid::parse(jid).is_ok_and(|jid| jid.kind() == JidKind::Lid)
 }
 
 fn millis(d: Duration) -> u64 {

@@ -310,6 +310,13 @@ impl Tenure {
     }
 
     pub(crate) fn on_ingested(&mut self, host: &mut Host, ingested: &Ingested) {
+        for twin in ingested.threads.iter().filter_map(|span| span.twin.as_ref()) {
+            if self.sync.thread_gaps.contains_key(twin) {
+                // The message that its tail waits for may be this one.
+                self.tails.remove(twin);
+                self.dirty.insert(twin.clone());
+            }
+        }
         match ingested.source {
             Source::Chunk { chunk, cursor } => self.on_chunk_progress(chunk, cursor, ingested),
             Source::LatePage => {}

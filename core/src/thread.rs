@@ -18,6 +18,7 @@ use smol_str::SmolStr;
 
 use crate::changes::Changes;
 use crate::doc::{FieldOp, FieldPath, Fields, Value};
+use crate::id::{AccountId, ThreadId};
 use crate::incoming::{Chat, MAX_LABEL_BYTES, clip};
 use crate::jid::{Jid, JidKind};
 use crate::message::{Believable, Message};
@@ -273,10 +274,12 @@ pub(crate) fn redirect(
     to.finish()
 }
 
-/// Where the document of a LID's thread leads, if it leads anywhere.
-pub(crate) fn redirected(fields: &Fields) -> Option<&str> {
+/// The chat to whose thread the document of a LID's thread leads, if it leads anywhere.
+pub(crate) fn redirected(account: &AccountId, fields: &Fields) -> Option<Jid> {
     let target = |field: &FieldPath| fields.get(field.as_str())?.as_str();
-    [CANONICAL_THREAD_ID, REDIRECT_TO].iter().find_map(target)
+    let target = [CANONICAL_THREAD_ID, REDIRECT_TO].iter().find_map(target)?;
+    let target = ThreadId::parse(target).ok()?;
+    Jid::parse(target.jid(account)?).ok().filter(|jid| jid.kind() == JidKind::User)
 }
 
 impl Rank {

@@ -403,6 +403,7 @@ impl Rig {
         let mark = Mark { second: number, id: Some("m".into()), from_me: false, participant: None };
         let span = ThreadSpan {
             thread: thread(number),
+            twin: n.is_multiple_of(2).then(|| thread(number.wrapping_add(1))),
             low: mark.clone(),
             high: mark.clone(),
             messages: u32::MAX,

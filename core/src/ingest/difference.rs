@@ -63,6 +63,7 @@ impl Batch {
         }
         let facts = ThreadFacts {
             thread: thread.id.clone(),
+            twin: thread.twin.map(|twin| self.threads[twin].id.clone()),
             jid: thread.jid.clone(),
             oldest: None,
             newest: None,

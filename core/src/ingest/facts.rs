@@ -4,6 +4,7 @@ use std::fmt;
 
 use smol_str::SmolStr;
 
+use crate::coverage::Mark;
 use crate::id::ThreadId;
 use crate::jid::{Jid, JidError};
 
@@ -21,6 +22,8 @@ pub struct Facts {
 pub struct ThreadFacts {
     /// The thread the messages were stored in
     pub thread: ThreadId,
+    /// The thread of its chat's other name, if that is known, which leads to this one
+    pub twin: Option<ThreadId>,
     /// Its chat
     pub jid: Jid,
     /// The oldest of its messages in this batch; without those of unbelievable time
@@ -95,6 +98,17 @@ pub enum Rejection {
     /// The store refuses the document
     #[error("the store refuses the document")]
     Store,
+}
+
+impl From<&MessageMark> for Mark {
+    fn from(mark: &MessageMark) -> Self {
+        Self {
+            second: mark.second,
+            id: Some(mark.id.clone()),
+            from_me: mark.from_me,
+            participant: mark.participant.clone(),
+        }
+    }
 }
 
 impl fmt::Debug for MessageMark {

@@ -161,10 +161,8 @@ impl Batch {
         let known = self.twins.canonical(&thread.jid);
         let canonical = if known == &thread.jid {
             let doc = self.known.look(&thread.path, missing).flatten();
-            let led = doc.and_then(|doc| redirected(&doc.fields));
-            let led = led.and_then(|id| ThreadId::parse(id).ok());
-            let led = led.and_then(|id| Jid::parse(id.jid(&self.account)?).ok());
-            let Some(led) = led.filter(|jid| jid.kind() == JidKind::User) else {
+            let led = doc.and_then(|doc| redirected(&self.account, &doc.fields));
+            let Some(led) = led else {
                 self.threads[called].leads_to = None;
                 return Some(called);
             };

@@ -7,7 +7,7 @@ use super::group::GROUP_WRITES;
 use super::*;
 use crate::alias::outbound_wa_id;
 use crate::doc::{FieldOp, Precondition, Value};
-use crate::id::{OutboxId, hex};
+use crate::id::{OutboxId, ThreadId, hex};
 use crate::incoming::{
     Author, Chat, Contact, Content, Incoming, Key, Media, MessageEvent, MessageKind, Status,
     SyncSource,
@@ -333,6 +333,7 @@ fn a_chat_called_by_its_lid_is_stored_under_the_phone_number() {
     by_lid.key.remote_jid = LID.into();
     let facts = store.ingest_with(vec![by_lid.into()], &twins);
     assert_eq!(facts.threads[0].jid.as_str(), PEER);
+    assert_eq!(facts.threads[0].twin.as_ref().map(ThreadId::as_str), Some("acc__777@lid"));
     assert_eq!(store.message(PEER, "M1").str("clientJid"), Some(PEER));
     let twin = store.thread(LID);
     let canonical = format!("acc__{PEER}");
@@ -364,7 +365,8 @@ fn a_mapping_learnt_late_redirects_the_twin_and_moves_what_is_mentioned_again() 
     assert_eq!(store.thread(PEER).str("lastMessageText"), Some("two"));
     assert_eq!(store.thread(LID).str("redirectTo"), Some(format!("acc__{PEER}").as_str()));
     // Somebody who does not know the mapping follows the redirect.
-    store.ingest(vec![by_lid("M3", 300, "three")]);
+    let facts = store.ingest(vec![by_lid("M3", 300, "three")]);
+    assert_eq!(facts.threads[0].twin.as_ref().map(ThreadId::as_str), Some("acc__777@lid"));
     assert_eq!(store.message(PEER, "M3").str("body"), Some("three"));
     assert!(!store.exists(LID, "M3"));
 }

@@ -54,6 +54,7 @@ fn progress(rig: &mut Rig, account: &AccountId, chunk: ChunkId, cursor: u32) {
     let now = rig.time().as_secs();
     let span = ThreadSpan {
         thread: thread(account, 1),
+        twin: None,
         low: mark(now - 9_000),
         high: mark(now - 8_000),
         messages: 5,

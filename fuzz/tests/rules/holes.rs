@@ -31,11 +31,34 @@ pub(super) fn put_thread(rig: &mut Rig, account: &AccountId, thread: &ThreadId, 
 
 /// A live message of a thread is durable.
 pub(super) fn arrive(rig: &mut Rig, account: &AccountId, thread: ThreadId, second: i64) {
+    arrive_beside(rig, account, thread, None, second);
+}
+
+/// A live message is durable in a thread whose chat has another name, and another thread.
+fn arrive_beside(
+    rig: &mut Rig,
+    account: &AccountId,
+    thread: ThreadId,
+    twin: Option<ThreadId>,
+    second: i64,
+) {
     let (low, high, end) = (mark(second), mark(second), PageEnd::Unstated);
-    let threads = vec![ThreadSpan { thread, low, high, messages: 1, end }];
+    let threads = vec![ThreadSpan { thread, twin, low, high, messages: 1, end }];
     let source = Source::Realtime;
     let ingested = Ingested { source, messages: 1, threads, newest_second: second };
     rig.give(0, Input::Ingested(account.clone(), ingested));
+}
+
+/// Many threads with new messages, and nothing open.
+fn crowd(rig: &mut Rig, account: &AccountId) {
+    let now = rig.time().as_secs();
+    for number in 0..60 {
+        let other = thread(account, number);
+        let second = now - 1_000 - i64::from(number);
+        let path = DocPath::new(&account.coverage(), other.as_str()).unwrap();
+        rig.put(&path, Coverage::starting_at(&mark(second), 1).to_fields(1));
+        put_thread(rig, account, &other, second);
+    }
 }
 
 /// What the phone was asked for, by thread and anchor.
@@ -61,14 +84,7 @@ fn a_tail_that_waited_under_an_earlier_owner_is_looked_at_however_old_the_thread
     let path = DocPath::new(&account.coverage(), old.as_str()).unwrap();
     rig.put(&path, coverage.to_fields(1));
     put_thread(&mut rig, &account, &old, now - 6_000);
-    // Many threads have newer messages, and nothing open.
-    for number in 0..60 {
-        let other = thread(&account, number);
-        let second = now - 1_000 - i64::from(number);
-        let path = DocPath::new(&account.coverage(), other.as_str()).unwrap();
-        rig.put(&path, Coverage::starting_at(&mark(second), 1).to_fields(1));
-        put_thread(&mut rig, &account, &other, second);
-    }
+    crowd(&mut rig, &account);
     rig.pass(10 * 60_000);
     assert!(asked(&rig).contains(&(old, now - 6_000)), "{:?}", asked(&rig));
 }
@@ -130,4 +146,61 @@ fn gaps_reach_back_to_the_last_message_where_the_stores_clock_is_ahead() {
     let gaps = sync.value("gaps").and_then(Value::as_array).unwrap_or_default();
     let from = gaps.first().and_then(|gap| gap.as_map()?.get("from")?.as_int());
     assert!(from.is_some_and(|from| from <= last), "{gaps:?}");
+}
+
+fn redirect(rig: &mut Rig, lid: &ThreadId, phone: &ThreadId) {
+    let canonical = Value::from(phone.text());
+    rig.write(&lid.path(), &[("redirectTo", canonical.clone()), ("canonicalThreadId", canonical)]);
+}
+
+#[test]
+fn what_is_missing_under_one_name_is_looked_for_under_the_other() {
+    let mut rig = Rig::exclusive();
+    let account = rig.add_account(1, "disconnected");
+    crowd(&mut rig, &account);
+    let lid = ThreadId::of_chat(&account, "77@lid").unwrap();
+    let phone = thread(&account, 77);
+    let now = rig.time().as_secs();
+    for (thread, second) in [(&lid, now - 9_000), (&phone, now - 8_000)] {
+        put_thread(&mut rig, &account, thread, second);
+        let path = DocPath::new(&account.coverage(), thread.as_str()).unwrap();
+        rig.put(&path, Coverage::starting_at(&mark(second), 1).to_fields(1));
+    }
+    rig.until(60_000, |rig| rig.status(&account) == Some("connected"));
+    let lost = rig.time().as_secs();
+    rig.tell(0, &account, GatewayEvent::Undecryptable { thread: lid.clone(), second: lost });
+    rig.pass(300_000);
+    // The chat's phone number becomes known: what comes from now on lies in the number's thread.
+    redirect(&mut rig, &lid, &phone);
+    put_thread(&mut rig, &account, &phone, lost + 60);
+    assert_eq!(asked(&rig).iter().find(|(_, second)| *second > lost), None);
+    arrive_beside(&mut rig, &account, phone.clone(), Some(lid), lost + 60);
+    rig.pass(600_000);
+    assert!(asked(&rig).contains(&(phone, lost + 60)), "{:?}", asked(&rig));
+}
+
+#[test]
+fn what_an_earlier_owner_missed_under_one_name_is_looked_for_under_the_other() {
+    let mut rig = Rig::exclusive();
+    let account = rig.add_account(1, "disconnected");
+    let lid = ThreadId::of_chat(&account, "77@lid").unwrap();
+    let phone = thread(&account, 77);
+    let lost = rig.time().as_secs() - 600;
+    let gap = [("seq", Value::Int(1)), ("from", lost.into()), ("to", lost.into())];
+    let gap = Value::map(gap.into_iter().chain([("thread", Value::from(lid.text()))]));
+    let gaps = Value::Array(vec![gap]);
+    let surveyed = ("surveyed", Value::Int(1));
+    rig.write(&account.sync_path(), &[("gapSeq", Value::Int(1)), surveyed, ("threadGaps", gaps)]);
+    let mut coverage = Coverage::starting_at(&mark(lost - 9_000), 0);
+    assert!(coverage.suspect(Gap { seq: 1, from: lost, to: lost }, None));
+    let path = DocPath::new(&account.coverage(), lid.as_str()).unwrap();
+    rig.put(&path, coverage.to_fields(1));
+    // A message under the other name came just before the owner died, to a thread that is complete.
+    put_thread(&mut rig, &account, &lid, lost - 9_000);
+    redirect(&mut rig, &lid, &phone);
+    put_thread(&mut rig, &account, &phone, lost + 60);
+    let path = DocPath::new(&account.coverage(), phone.as_str()).unwrap();
+    rig.put(&path, Coverage::starting_at(&mark(lost - 8_000), 1).to_fields(1));
+    rig.pass(10 * 60_000);
+    assert!(asked(&rig).contains(&(phone, lost + 60)), "{:?}", asked(&rig));
 }

@@ -8,11 +8,11 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use backfill_core::coverage::{Mark, PageEnd};
+use backfill_core::coverage::PageEnd;
 use backfill_core::id::{AccountId, RequestId, ThreadId};
 use backfill_core::incoming::Record;
-use backfill_core::ingest::{Batch, Facts, MessageMark, Rejected};
-use backfill_core::io::{ChunkId, GatewayEvent, Ingested, Input, PageFacts, Source, ThreadSpan};
+use backfill_core::ingest::{Batch, Facts, Rejected};
+use backfill_core::io::{ChunkId, GatewayEvent, Ingested, Input, PageFacts, Source};
 use backfill_core::jid::Twins;
 use futures_channel::{mpsc, oneshot};
 use futures_util::StreamExt;
@@ -100,16 +100,10 @@ impl Handle {
         let facts = self.store(Way::History, parcel).await?;
         match request {
             Some(request) => {
-                let found = facts.threads.first();
-                let page = PageFacts {
-                    thread,
-                    oldest: found.and_then(|thread| thread.oldest.as_ref()).map(mark),
-                    messages: found.map_or(0, |thread| thread.total),
-                    end,
-                };
+                let page = PageFacts::new(thread, &facts, end);
                 self.report(account, GatewayEvent::Page { request, page });
             }
-            None => self.ingested(account, ingested(Source::LatePage, &facts, end)),
+            None => self.ingested(account, Ingested::new(Source::LatePage, &facts, end)),
         }
         Ok(facts.rejected)
     }
@@ -128,7 +122,7 @@ impl Handle {
     ) -> Result<Facts, NotStored> {
         let account = parcel.account.clone();
         let facts = self.store(Way::History, parcel).await?;
-        self.ingested(account, ingested(Source::Chunk { chunk, cursor }, &facts, end));
+        self.ingested(account, Ingested::new(Source::Chunk { chunk, cursor }, &facts, end));
         Ok(facts)
     }
 
@@ -281,7 +275,7 @@ async fn store_together<S: Store, R: Runtime>(
     }
     let result = store(calls, ingest, account, records, &twins).await;
     if let (Way::Live, Ok(facts)) = (way, &result) {
-        let ingested = ingested(Source::Realtime, facts, PageEnd::Unstated);
+        let ingested = Ingested::new(Source::Realtime, facts, PageEnd::Unstated);
         handle.ingested(account.clone(), ingested);
     }
     for (range, done) in waiting {
@@ -339,37 +333,6 @@ impl Patience {
         }
         reach(runtime, runtime.now() + Duration::from_millis(100 << self.failures)).await;
         Ok(())
-    }
-}
-
-fn mark(mark: &MessageMark) -> Mark {
-    Mark {
-        second: mark.second,
-        id: Some(mark.id.clone()),
-        from_me: mark.from_me,
-        participant: mark.participant.clone(),
-    }
-}
-
-fn ingested(source: Source, facts: &Facts, end: PageEnd) -> Ingested {
-    let threads: Vec<ThreadSpan> = facts
-        .threads
-        .iter()
-        .filter_map(|thread| {
-            Some(ThreadSpan {
-                thread: thread.thread.clone(),
-                low: mark(thread.oldest.as_ref()?),
-                high: mark(thread.newest.as_ref()?),
-                messages: thread.total,
-                end,
-            })
-        })
-        .collect();
-    Ingested {
-        source,
-        messages: threads.iter().map(|thread| thread.messages).sum(),
-        newest_second: threads.iter().map(|thread| thread.high.second).max().unwrap_or(0),
-        threads,
     }
 }
 

@@ -3,16 +3,16 @@
 
 use std::sync::Arc;
 
-use backfill_core::coverage::{Mark, PageEnd};
+use backfill_core::coverage::PageEnd;
 use backfill_core::doc::Document;
-use backfill_core::id::{RequestId, ThreadId};
+use backfill_core::id::RequestId;
 use backfill_core::incoming::{
     Author, Content, Incoming, Key, MessageEvent, MessageKind, Record, Status, SyncSource,
 };
-use backfill_core::ingest::{Batch, Facts, MessageMark, Step};
+use backfill_core::ingest::{Batch, Step};
 use backfill_core::io::{
     Answer, ChunkId, GatewayEvent, Ingested, Input, PageFacts, Rejection, RunKind, Source,
-    StoreCall, ThreadSpan,
+    StoreCall,
 };
 use smol_str::{SmolStr, format_smolstr};
 
@@ -174,7 +174,7 @@ impl World {
         match task.origin {
             Origin::Realtime { connection } => {
                 self.acknowledge(p, task.account, connection, &task.mail);
-                let ingested = ingested(Source::Realtime, &facts, PageEnd::Unstated);
+                let ingested = Ingested::new(Source::Realtime, &facts, PageEnd::Unstated);
                 self.feed(p, Input::Ingested(id, ingested), Touched::NOTHING);
                 self.realtime_done(p, task.account, connection, Some(task.mail.len()));
             }
@@ -183,12 +183,12 @@ impl World {
                 let Some(thread) = self.net.thread_called(task.account, thread, lid) else {
                     return;
                 };
-                let page = page_facts(thread, &facts, more);
+                let page = PageFacts::new(thread, &facts, page_end(more));
                 let event = GatewayEvent::Page { request: RequestId(request), page };
                 self.feed(p, Input::Gateway(id, event), Touched::NOTHING);
             }
             Origin::Page { request: None, more, .. } => {
-                let ingested = ingested(Source::LatePage, &facts, page_end(more));
+                let ingested = Ingested::new(Source::LatePage, &facts, page_end(more));
                 self.feed(p, Input::Ingested(id, ingested), Touched::NOTHING);
             }
             Origin::Chunk { parse, chunk, number, conversation } => {
@@ -196,7 +196,7 @@ impl World {
                     self.net.chunk(task.account, number).get(conversation as usize).copied();
                 let end = page_end(stretch.is_some_and(|s| s.from > 0));
                 let source = Source::Chunk { chunk: ChunkId(chunk), cursor: conversation + 1 };
-                let ingested = ingested(source, &facts, end);
+                let ingested = Ingested::new(source, &facts, end);
                 self.feed(p, Input::Ingested(id, ingested), Touched::NOTHING);
                 self.parse_conversation(p, task.account, parse, chunk, number, conversation + 1);
             }
@@ -373,45 +373,4 @@ pub(crate) fn history(net: &WhatsApp, account: u16, stretch: Stretch) -> Vec<Mai
 
 pub(crate) const fn page_end(more: bool) -> PageEnd {
     if more { PageEnd::MoreRemains } else { PageEnd::EndOfHistory }
-}
-
-fn mark(mark: &MessageMark) -> Mark {
-    Mark {
-        second: mark.second,
-        id: Some(mark.id.clone()),
-        from_me: mark.from_me,
-        participant: mark.participant.clone(),
-    }
-}
-
-fn page_facts(thread: ThreadId, facts: &Facts, more: bool) -> PageFacts {
-    let found = facts.threads.first();
-    PageFacts {
-        thread,
-        oldest: found.and_then(|thread| thread.oldest.as_ref()).map(mark),
-        messages: found.map_or(0, |thread| thread.total),
-        end: page_end(more),
-    }
-}
-
-fn ingested(source: Source, facts: &Facts, end: PageEnd) -> Ingested {
-    let threads: Vec<ThreadSpan> = facts
-        .threads
-        .iter()
-        .filter_map(|thread| {
-            Some(ThreadSpan {
-                thread: thread.thread.clone(),
-                low: mark(thread.oldest.as_ref()?),
-                high: mark(thread.newest.as_ref()?),
-                messages: thread.total,
-                end,
-            })
-        })
-        .collect();
-    Ingested {
-        source,
-        messages: threads.iter().map(|thread| thread.messages).sum(),
-        newest_second: threads.iter().map(|thread| thread.high.second).max().unwrap_or(0),
-        threads,
-    }
 }
