@@ -53,7 +53,7 @@ struct Undecrypted {
 #[derive(Clone, Copy, Debug, Default)]
 struct Fillable {
     messages: u32,
-    /// How many requests to the phone filling takes
+    /// How many requests to the phone it takes to fill all holes, of which some lack nothing
     requests: u64,
     /// The newest of them in one of the threads
     newest: Option<MessageRef>,
@@ -624,13 +624,18 @@ impl Checker {
                     here += 1;
                 }
             }
-            let requests = 1 + u64::from(here.div_ceil(page));
+            let all: Vec<i64> = (from..length).map(second).filter(|at| *at >= since).collect();
+            let asked_through = self.claimed_missing(position, thread, &all, store, net).max(here);
+            if asked_through == 0 {
+                continue;
+            }
+            let requests = 1 + u64::from(asked_through.div_ceil(page));
+            fillable.requests += requests;
             let in_work = || {
                 self.noted(position, thread, store, net).is_some_and(|ms| ms < patience(requests))
             };
             if here > 0 && !self.given_up(position, thread, store, net) && !in_work() {
                 fillable.messages += here;
-                fillable.requests += requests;
                 fillable.newest = Some(MessageRef { thread, index: newest });
             }
         }
@@ -642,6 +647,28 @@ impl Checker {
             let (coverage, _) = Coverage::parse(&doc.fields);
             coverage.stretches().iter().any(|stretch| stretch.exhausted)
         })
+    }
+
+    /// How many of a conversation's messages, of which the seconds are given, lie in holes that the
+    /// phone is going to be asked for, be they stored or not.
+    fn claimed_missing(
+        &self,
+        position: u16,
+        thread: u16,
+        seconds: &[i64],
+        store: &SimStore,
+        net: &WhatsApp,
+    ) -> u32 {
+        let missing = self.covered(position, thread, store, net).map(|doc| {
+            let holes = Coverage::parse(&doc.fields).0.holes();
+            let fillable = holes.iter().filter(|hole| hole.is_fillable());
+            let reaches = fillable.filter_map(|hole| Some((hole.after?, hole.anchor.as_ref()?)));
+            let inside = reaches.map(|(after, anchor)| {
+                seconds.iter().filter(|at| after < **at && **at < anchor.second).count() as u32
+            });
+            inside.sum()
+        });
+        missing.max().unwrap_or(0)
     }
 
     /// How long ago something was last noted about a thread, in milliseconds.
@@ -661,7 +688,9 @@ impl Checker {
     ) -> impl Iterator<Item = &'a Arc<Document>> {
         let account = self.number(position);
         let id = self.ids.get(usize::from(position));
-        [false, true].into_iter().filter_map(move |lid| {
+        let names =
+            [false, true].into_iter().filter(move |lid| !lid || net.has_lid(account, thread));
+        names.filter_map(move |lid| {
             let thread = net.thread_called(account, thread, lid)?;
             store.document(&DocPath::new(&id?.coverage(), thread.as_str()).ok()?)
         })
@@ -731,9 +760,14 @@ impl Checker {
             }
             let auto = &self.policy.auto_backfill;
             let ticks = self.accounts.len() as u64 / u64::from(auto.max_accounts_per_tick) + 3;
-            let wait = auto.cooldown.as_millis() as u64 + ticks * auto.interval.as_millis() as u64;
+            let turn = ticks * auto.interval.as_millis() as u64;
+            // A run gives way to others after half its term.
+            let share = (auto.lease.as_millis() as u64 / 2 / each).max(1);
+            let cooldown = auto.cooldown.as_millis() as u64;
             let window = (i64::MIN, settled.second());
-            let patience = |requests| requests * each * 3 + wait;
+            let patience = |requests: u64| {
+                requests * each * 3 + cooldown + requests.div_ceil(share).max(1) * turn
+            };
             let left = self.fillable(position, window, settled, auto.depth, patience, (store, net));
             let judged = patience(left.requests.max(to_fill.depth)) < room;
             self.sometimes.depth_judged += u64::from(judged);
