@@ -497,6 +497,13 @@ impl Checker {
                     self.started_before_others(at, process, position);
                 }
             }
+            Event::RunEnded { account, kind: RunKind::AutoBackfill, .. } => {
+                // It had its turn, if only to find that the store did not let it begin.
+                let position = usize::from(self.position_in(account.as_str()));
+                if let Some(seen) = self.accounts.get_mut(position) {
+                    seen.passed = 0;
+                }
+            }
             Event::Fenced { key: Key::Account(account) } => {
                 let position = usize::from(self.position_in(account.as_str()));
                 let p = &self.processes[process as usize];
