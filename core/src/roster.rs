@@ -134,7 +134,7 @@ impl Peer {
         let expired = if host.bug(Bug::ExpiryByWrittenUntil)
             && let Some(until) = doc.time("until")
         {
-            read_time > until
+            until < read_time
         } else {
             now.since(doc.update_time) > ttl
         };

@@ -281,7 +281,7 @@ impl Tenure {
                 let doc = docs.into_iter().next().flatten();
                 self.on_followed(host, kind, &thread, doc.as_deref());
             }
-            (Step::Asking { thread, anchor }, Answer::Rejected(_)) if asked => {
+            (Step::Asking { thread, anchor }, Answer::Rejected(_)) => {
                 // It was not asked, so the try does not count.
                 if let Some(covered) = self.coverage.get_mut(&thread) {
                     covered.coverage.unasked(&anchor);
@@ -345,9 +345,6 @@ impl Tenure {
             Purpose::RunBeat(kind) => self.again(host, Purpose::RunBeat(kind)),
             Purpose::RunEnd(kind) => self.again(host, Purpose::RunEnd(kind)),
             Purpose::Reserve(kind) | Purpose::Cover(kind) => {
-                if self.phone.state == PhoneState::Reserving(kind) {
-                    self.phone.not_asked(host);
-                }
                 let error = if conflict { "store_conflict" } else { "store_unavailable" };
                 self.fail_run(host, kind, error);
             }
@@ -571,9 +568,6 @@ impl Tenure {
                 .order_by(FieldPath::new("lastMessageAt"), Direction::Descending)
                 .select([FieldPath::new("lastMessageAt")]);
             run.reading = Some(host.query(route, query));
-        } else {
-            // It was aborted while the lease was being taken.
-            self.ledger.push(Purpose::RunEnd(kind));
         }
         self.watch_lease(host, kind);
     }
@@ -622,7 +616,6 @@ impl Tenure {
         // has used its share, what is open is known then.
         for work in run.threads.iter_mut().filter(|work| !work.looked) {
             let Some(covered) = self.coverage.get_mut(&work.thread) else { continue };
-            work.looked = true;
             // News that come from now on are for the next run.
             self.dirty.remove(&work.thread);
             if run.trigger == Trigger::Manual {
@@ -643,6 +636,7 @@ impl Tenure {
                 run.reading = Some(host.query(run_route(&self.id, kind), query));
                 return;
             }
+            work.looked = true;
         }
         if run.share_is_used(host) {
             self.end_run(host, kind);
@@ -707,7 +701,7 @@ impl Tenure {
                 return;
             }
         }
-        self.go_on(host, kind);
+        self.go_on(host, kind, thread);
     }
 
     /// A thread that waits for a message is read: if it leads to another, that one lacks what it
@@ -728,16 +722,18 @@ impl Tenure {
             self.tails.remove(&to);
             self.dirty.insert(to);
         }
-        self.go_on(host, kind);
+        self.go_on(host, kind, thread);
     }
 
     /// One more thread was compared: what is known now is written now and then.
-    fn go_on(&mut self, host: &mut Host, kind: RunKind) {
+    fn go_on(&mut self, host: &mut Host, kind: RunKind, thread: &ThreadId) {
+        let Some(run) = self.runs.get_mut(&kind) else { return };
+        if let Some(work) = run.threads.iter_mut().find(|work| work.thread == *thread) {
+            work.looked = true;
+        }
         let unsaved = self.coverage.values().filter(|covered| covered.is_unsaved()).count();
         if unsaved >= COVER_AT_ONCE {
-            if let Some(run) = self.runs.get_mut(&kind) {
-                run.step = Step::Covering;
-            }
+            run.step = Step::Covering;
             self.ledger.push(Purpose::Cover(kind));
         } else {
             self.plan(host, kind);
@@ -794,18 +790,13 @@ impl Tenure {
             Step::Starting if self.ledger.withdraw(&Purpose::RunStart(kind)) => {
                 self.drop_run(host, kind, error);
             }
-            // Whether the lease is taken is not known yet; its answer ends the run.
-            Step::Starting => run.step = Step::Ending,
+            // If its lease turns out to be taken, that is given back.
             _ => self.end_run(host, kind),
         }
     }
 
     fn end_run(&mut self, host: &mut Host, kind: RunKind) {
         let Some(run) = self.runs.get_mut(&kind) else { return };
-        if run.deadline.is_none() && run.step != Step::Starting {
-            self.remove_run(host, kind);
-            return;
-        }
         run.step = Step::Ending;
         if self.phone.state == PhoneState::Reserving(kind) {
             self.phone.not_asked(host);
@@ -819,7 +810,7 @@ impl Tenure {
     /// Ends a run that holds no lease.
     fn drop_run(&mut self, host: &mut Host, kind: RunKind, error: &'static str) {
         let account = self.id.clone();
-        let result = RunResult { error: Some(error), ..self.result(host, kind) };
+        let result = RunResult { ok: false, error: Some(error), ..self.result(host, kind) };
         host.event(Event::RunEnded { account, kind, result });
         self.remove_run(host, kind);
     }

@@ -343,13 +343,14 @@ impl Op {
 
 /// Until when what a commit took that was sent at `sent` is believed.
 fn believed(host: &Host, sent: Mono, term: Duration) -> Mono {
-    if host.bug(Bug::DeadlineFromAnswer) {
-        return host.now + term;
-    }
-    if host.bug(Bug::MarginMissing) {
-        return sent + term;
-    }
-    sent + host.policy.belief(term)
+    let (from, held) = if host.bug(Bug::DeadlineFromAnswer) {
+        (host.now, term)
+    } else if host.bug(Bug::MarginMissing) {
+        (sent, term)
+    } else {
+        (sent, host.policy.belief(term))
+    };
+    from + held
 }
 
 /// The term that is written to the compat lock.
@@ -554,6 +555,19 @@ mod tests {
             rig.succeed();
             assert_eq!(rig.host.timers.at(&Timer::Renew), due);
         }
+    }
+
+    #[test]
+    fn a_refusal_renews_nothing_and_says_nothing_of_when_to_try_again() {
+        let mut rig = Rig::new();
+        let until = rig.host.deadline;
+        rig.wait(40);
+        rig.host.timers.clear(&Timer::Renew);
+        rig.push(Op::Mirror);
+        let refused = Answer::Rejected(Rejection::Unavailable);
+        let outcome = rig.session.on_answer(&mut rig.host, refused);
+        assert_eq!(outcome, Some(Outcome::Refused(Op::Mirror, None)));
+        assert_eq!((rig.host.timers.at(&Timer::Renew), rig.host.deadline), (None, until));
     }
 
     #[test]

@@ -56,12 +56,8 @@ impl Spool {
         arriving.into_iter().any(|state| self.first(state).is_some())
     }
 
-    pub(crate) fn is_missing(&self, chunk: ChunkId) -> bool {
-        self.chunks.get(&chunk) == Some(&ChunkState::Missing)
-    }
-
     /// A step failed: it is tried again with the next pump.
-    pub(crate) fn interrupted(&mut self, chunk: ChunkId) {
+    fn interrupted(&mut self, chunk: ChunkId) {
         let Some(state) = self.chunks.get_mut(&chunk) else { return };
         *state = match *state {
             ChunkState::Arrived | ChunkState::Spooling => ChunkState::Arrived,

@@ -59,7 +59,6 @@ pub(crate) struct Tenure {
     fence: Version,
     /// No connection before this
     not_before: Mono,
-    drained: bool,
     /// History has come, or was lost, that no backfill has looked at
     pub(crate) unfilled: bool,
 }
@@ -125,7 +124,6 @@ impl Tenure {
             exists: true,
             fence,
             not_before: host.now + delay,
-            drained: false,
             unfilled: false,
         };
         tenure.load(host);
@@ -539,10 +537,9 @@ impl Tenure {
     }
 
     fn connect(&mut self, host: &mut Host) {
-        if self.link.state != LinkState::Marking || !self.is_ready() {
+        if self.link.state != LinkState::Marking {
             return;
         }
-        self.drained = false;
         let not_after = host.deadline;
         let id = host.gateway(&self.id, AccountRoute::Connect, GatewayCall::Connect, not_after);
         self.link.state = LinkState::Connecting(id);
@@ -589,10 +586,9 @@ impl Tenure {
     }
 
     fn on_drained(&mut self, host: &mut Host, connection: RequestId, announced: u32, stored: u32) {
-        if self.link.connection() != Some(connection) || self.drained {
+        if self.link.connection() != Some(connection) {
             return;
         }
-        self.drained = true;
         let Some(since) = self.sync.disconnected else { return };
         let now = host.store_now();
         let complete = stored >= announced || host.bug(Bug::DrainTrusted);
@@ -641,9 +637,6 @@ impl Tenure {
         let asked = matches!(self.link.state, LinkState::Closing(_));
         let was_open = self.link.is_open() || asked;
         host.event(Event::Connection { account: self.id.clone(), state: "closed" });
-        if !host.bug(Bug::JitterIgnoresDisconnect) {
-            host.timers.clear(&self.timer(AccountTimer::ConnectRun));
-        }
         if was_open && self.sync.disconnected.is_none() {
             let newest = Some(self.realtime.newest_second).filter(|second| *second > 0);
             self.sync.note_disconnect(host.store_now(), newest.or(self.record.last_message));
@@ -738,7 +731,6 @@ impl Tenure {
         let mut draft = Draft::default();
         match purpose {
             Purpose::Chunk(_) | Purpose::Cover(_) => draft.writes = self.coverage_writes(),
-            Purpose::Connect if self.link.state != LinkState::Marking => return None,
             Purpose::Connect => draft.sync.extend([
                 (account::CONNECTED_BOOT, Value::from(host.boot.text()).into()),
                 (account::CONNECTED_SINCE, FieldOp::ServerTime),
@@ -803,11 +795,6 @@ impl Tenure {
 
     fn on_refused(&mut self, host: &mut Host, purpose: Purpose, conflict: bool) {
         match purpose {
-            Purpose::Chunk(chunk) if self.spool.is_missing(chunk) => self.again(host, purpose),
-            Purpose::Chunk(chunk) => {
-                host.in_ms(self.timer(AccountTimer::Spool), Duration::from_secs(5));
-                self.spool.interrupted(chunk);
-            }
             Purpose::Connect => {
                 if self.link.state == LinkState::Marking {
                     self.link.state = LinkState::Waiting { turn: None };
@@ -819,7 +806,7 @@ impl Tenure {
                 // Somebody changed it: the next poll sees how it is now.
                 self.sending.remove(&id);
             }
-            Purpose::OutboxEnd(_) | Purpose::Patch => self.again(host, purpose),
+            Purpose::Chunk(_) | Purpose::OutboxEnd(_) | Purpose::Patch => self.again(host, purpose),
             Purpose::Cover(_)
             | Purpose::Reserve(_)
             | Purpose::RunBeat(_)

@@ -34,7 +34,7 @@ pub const FOUND: [(&str, &str, u64); 57] = [
     ("lapsed-boot-believes", "S2", 0),
     ("local-clock-expiry", "S1", 1),
     ("margin-missing", "S2", 2),
-    ("marker-missing", "L6", 57),
+    ("marker-missing", "L6", 134),
     ("no-renewal", "L1", 3),
     ("node-lease-ignored", "S1", 1),
     ("node-lock-ignored", "S4", 0),

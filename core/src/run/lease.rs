@@ -42,7 +42,7 @@ impl Tenure {
         let mirror = account::lease_fields(kind);
         let term = lease_term(host, kind);
         let until = host.store_now() + term;
-        let unnamed = *purpose == Purpose::RunStart(kind) && host.bug(Bug::RunningBeforeLease);
+        let unnamed = matches!(purpose, Purpose::RunStart(_)) && host.bug(Bug::RunningBeforeLease);
         let held = *purpose != Purpose::RunEnd(kind) && !unnamed;
         let mut fields: Vec<(FieldPath, FieldOp)> = vec![
             (FieldPath::new("owner"), Value::from(held.then(|| host.boot.text())).into()),

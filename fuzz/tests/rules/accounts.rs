@@ -140,6 +140,8 @@ fn an_account_that_vanished_before_it_was_loaded_is_left_alone() {
     rig.nodes[0].holds = |_| false;
     let request = rig.nodes[0].held.remove(0);
     rig.release(0, &request);
+    rig.pass(1_000);
+    assert_eq!(rig.nodes[0].instance.account_ids().count(), 0);
     rig.pass(1_300_000);
     assert_eq!(rig.nodes[0].connects(&account), []);
     assert_eq!(rig.doc(&account.path()), None, "nobody brings it back");

@@ -1,5 +1,6 @@
 //! What happens when a connection does not want to close, and when an instance has ended.
 
+use backfill_core::doc::{DocPath, Value};
 use backfill_core::id::{AccountId, RequestId};
 use backfill_core::io::{
     Answer, CloseReason, Command, Event, GatewayCall, GatewayEvent, Input, Key, Rejection, Reply,
@@ -133,4 +134,26 @@ fn a_connection_that_did_not_come_about_is_tried_again_and_one_that_may_have_is_
         rig.pass(1_000);
         assert_eq!(rig.nodes[0].connects(&account).len(), 2);
     }
+}
+
+#[test]
+fn who_leaves_does_not_connect_again_while_that_is_being_written() {
+    let mut rig = Rig::exclusive();
+    let (account, _) = connected(&mut rig);
+    rig.nodes[0].holds = |request: &StoreRequest| {
+        let state = |path: &DocPath| path.as_str().ends_with("/sync/state");
+        matches!(&request.call, StoreCall::Commit(writes) if writes.iter().any(|w| state(&w.path)))
+    };
+    rig.command(0, Command::Stop);
+    // As long as one waits at most after the first failure.
+    rig.pass(2_500);
+    assert!(!rig.nodes[0].stopped);
+    rig.nodes[0].holds = |_| false;
+    let commit = rig.nodes[0].held.remove(0);
+    rig.release(0, &commit);
+    rig.pass(500);
+    assert!(rig.nodes[0].stopped);
+    assert_eq!(rig.nodes[0].connects(&account).len(), 1);
+    let marker = rig.doc(&account.sync_path()).unwrap().value("connectedBoot");
+    assert_eq!(marker, Some(&Value::Null));
 }

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use backfill_core::doc::{DocPath, Value};
 use backfill_core::id::AccountId;
-use backfill_core::io::{CloseReason, Event, GatewayEvent, HoleChange};
+use backfill_core::io::{
+    Answer, CloseReason, Event, GatewayEvent, HoleChange, Input, Rejection, StoreCall, StoreRequest,
+};
 use backfill_core::time::StoreTime;
 
 use super::holes::{arrive, thread};
@@ -227,4 +229,40 @@ fn gaps_reach_back_to_the_last_live_message_where_whatsapps_clock_is_behind() {
     open(&mut rig, &account, 0, 0);
     let found = gaps(&rig, &account);
     assert!(found.len() == 1 && found[0].0 <= second, "{found:?}");
+}
+
+fn writes_the_state(request: &StoreRequest) -> bool {
+    let state = |path: &DocPath| path.as_str().ends_with("/sync/state");
+    matches!(&request.call, StoreCall::Commit(writes) if writes.iter().any(|w| state(&w.path)))
+}
+
+fn refuse(rig: &mut Rig) {
+    let commit = rig.nodes[0].held.remove(0);
+    rig.give(0, Input::Answer(commit.id, Answer::Rejected(Rejection::Unavailable)));
+}
+
+#[test]
+fn what_the_store_refused_is_written_a_little_later_or_with_what_comes_first() {
+    for something_comes in [false, true] {
+        let (mut rig, account) = connecting(&[]);
+        open(&mut rig, &account, 0, 0);
+        rig.pass(10_000);
+        let before = rig.nodes[0].asked.iter().filter(|r| writes_the_state(r)).count();
+        rig.nodes[0].holds = writes_the_state;
+        let second = rig.time().as_secs();
+        live(&mut rig, &account, second);
+        refuse(&mut rig);
+        rig.pass(1_000);
+        assert!(rig.nodes[0].held.is_empty(), "not at once");
+        rig.nodes[0].holds = |_| false;
+        if something_comes {
+            let thread = thread(&account, 2);
+            rig.tell(0, &account, GatewayEvent::Undecryptable { thread, second });
+        }
+        rig.pass(2_000);
+        let stamped = rig.doc(&account.path()).unwrap().time("lastRealtimeMessageAt");
+        assert_eq!(stamped, Some(StoreTime::from_secs(second)));
+        let commits = rig.nodes[0].asked.iter().filter(|r| writes_the_state(r)).count();
+        assert_eq!(commits - before, 2, "once is enough");
+    }
 }

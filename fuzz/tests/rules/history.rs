@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use backfill_core::doc::{DocPath, Value};
 use backfill_core::id::AccountId;
-use backfill_core::io::{ChunkId, Event, GatewayEvent, RunKind, Skip};
+use backfill_core::io::{ChunkId, Command, Event, GatewayEvent, Reply, RunKind, Skip};
 
 use super::rig::Rig;
 
@@ -33,6 +33,18 @@ fn a_refused_run_leaves_late_history_to_the_next() {
     assert_eq!(runs(&rig), 1);
     rig.pass(16 * MINUTE);
     assert_eq!(runs(&rig), 2, "once the lease is over");
+}
+
+#[test]
+fn a_run_that_was_refused_and_has_no_late_history_to_fill_is_not_tried_again_by_itself() {
+    let (mut rig, account) = backfilled();
+    lease_of_a_node_instance(&mut rig, &account.path());
+    assert_eq!(rig.command(0, Command::Backfill(account)), Reply::Accepted);
+    rig.pass(14 * MINUTE);
+    let refused = |(_, event): &&(u64, Event)| {
+        matches!(event, Event::Skipped { reason: Skip::HeldByOther, .. })
+    };
+    assert_eq!(rig.nodes[0].events.iter().filter(refused).count(), 1);
 }
 
 /// A connected account that had its run a minute ago, with nothing to do.

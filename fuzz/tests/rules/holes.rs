@@ -4,7 +4,7 @@ use backfill_core::coverage::{Coverage, Gap, Mark, PageEnd};
 use backfill_core::doc::{DocPath, Value};
 use backfill_core::id::{AccountId, ThreadId};
 use backfill_core::io::{
-    CloseReason, GatewayCall, GatewayEvent, Ingested, Input, Source, ThreadSpan,
+    CloseReason, GatewayCall, GatewayEvent, Hint, Ingested, Input, Source, StoreCall, ThreadSpan,
 };
 use backfill_core::time::StoreTime;
 
@@ -203,4 +203,59 @@ fn what_an_earlier_owner_missed_under_one_name_is_looked_for_under_the_other() {
     rig.put(&path, Coverage::starting_at(&mark(lost - 8_000), 1).to_fields(1));
     rig.pass(10 * 60_000);
     assert!(asked(&rig).contains(&(phone, lost + 60)), "{:?}", asked(&rig));
+}
+
+#[test]
+fn a_gap_of_one_thread_is_looked_at_however_old_the_thread_is_and_nothing_else_is() {
+    let mut rig = Rig::exclusive();
+    let now = rig.time().as_secs();
+    let account = rig.add_account(1, "disconnected");
+    let old = thread(&account, 999);
+    let gap = [("seq", 1), ("from", now - 8_000), ("to", now - 7_000)];
+    let gap = gap.map(|(name, n)| (name, Value::Int(n))).into_iter();
+    let gap = Value::map(gap.chain([("thread", Value::from(old.text()))]));
+    let gaps = Value::Array(vec![gap]);
+    let fields = [("threadGaps", gaps), ("gapSeq", Value::Int(1)), ("surveyed", Value::Int(0))];
+    rig.write(&account.sync_path(), &fields);
+    let known = |rig: &mut Rig, thread: &ThreadId, second| {
+        let path = DocPath::new(&account.coverage(), thread.as_str()).unwrap();
+        rig.put(&path, Coverage::starting_at(&mark(second), 0).to_fields(1));
+    };
+    known(&mut rig, &old, now - 9_000);
+    put_thread(&mut rig, &account, &old, now - 6_000);
+    for number in 0..60 {
+        let other = thread(&account, number);
+        known(&mut rig, &other, now - 1_000);
+        put_thread(&mut rig, &account, &other, now - 1_000);
+    }
+    let opened = |rig: &Rig| rig.status(&account) == Some("connected");
+    rig.until(60_000, opened);
+    rig.pass(5_000);
+    let before = rig.nodes[0].asked.len();
+    rig.until(5 * 60_000, |rig| asked(rig).contains(&(old.clone(), now - 6_000)));
+    let looked_up = rig.nodes[0].asked[before..].iter().filter(
+        |request| matches!(&request.call, StoreCall::Query(q) if q.collection.as_str().ends_with("/messages")),
+    );
+    assert_eq!(looked_up.count(), 1);
+}
+
+#[test]
+fn what_cannot_be_decrypted_while_an_account_is_loaded_is_remembered() {
+    let mut rig = Rig::exclusive();
+    rig.pass(60_000);
+    rig.nodes[0].holds = |request| {
+        matches!(&request.call, StoreCall::Get(paths)
+            if paths.first().is_some_and(|path| path.as_str() == "accounts/account_dev_00000001"))
+    };
+    let account = rig.add_account(1, "disconnected");
+    rig.give(0, Input::Hint(Hint::Accounts));
+    rig.until(2_000, |rig| !rig.nodes[0].held.is_empty());
+    let second = rig.time().as_secs();
+    rig.tell(0, &account, GatewayEvent::Undecryptable { thread: thread(&account, 7), second });
+    rig.nodes[0].holds = |_| false;
+    let request = rig.nodes[0].held.remove(0);
+    rig.release(0, &request);
+    rig.pass(1_000);
+    let noted = rig.doc(&account.sync_path()).unwrap().value("threadGaps").cloned();
+    assert_eq!(noted.unwrap().as_array().map(<[Value]>::len), Some(1));
 }

@@ -64,6 +64,17 @@ fn sends(rig: &Rig) -> (Vec<u64>, Vec<String>) {
     sends.into_iter().map(|(at, _, wa_id)| (at, wa_id)).unzip()
 }
 
+/// Commits that write it.
+fn writes_it(request: &StoreRequest) -> bool {
+    let outbox = |path: &DocPath| path.as_str() == "outbox/f00d";
+    matches!(&request.call, StoreCall::Commit(writes) if writes.iter().any(|w| outbox(&w.path)))
+}
+
+fn until_held(rig: &mut Rig) -> StoreRequest {
+    rig.until(3_000, |rig| !rig.nodes[0].held.is_empty());
+    rig.nodes[0].held.remove(0)
+}
+
 #[test]
 fn a_queued_message_is_claimed_then_sent_then_shown_as_sent() {
     let (mut rig, account) = connected();
@@ -177,10 +188,7 @@ fn a_claim_counts_until_its_claimant_can_do_nothing_more() {
 #[test]
 fn what_was_claimed_when_the_connection_broke_waits_for_the_next_one() {
     let (mut rig, account) = connected();
-    rig.nodes[0].holds = |request: &StoreRequest| {
-        let outbox = |path: &DocPath| path.as_str() == "outbox/f00d";
-        matches!(&request.call, StoreCall::Commit(writes) if writes.iter().any(|w| outbox(&w.path)))
-    };
+    rig.nodes[0].holds = writes_it;
     queue(&mut rig, &account, &[]);
     rig.until(3_000, |rig| !rig.nodes[0].held.is_empty());
     let (_, connection) = rig.nodes[0].connects(&account)[0];
@@ -211,5 +219,56 @@ fn whoever_is_told_of_a_message_sends_it_at_once() {
         queue(&mut rig, &account, &[]);
         rig.pass(200);
         assert_eq!(sends(&rig).0.len(), round);
+    }
+}
+
+#[test]
+fn a_message_that_is_found_twice_is_claimed_once() {
+    let (mut rig, account) = connected();
+    rig.nodes[0].holds = writes_it;
+    queue(&mut rig, &account, &[]);
+    let claim = until_held(&mut rig);
+    rig.pass(2_500);
+    rig.nodes[0].holds = |_| false;
+    rig.release(0, &claim);
+    rig.pass(5_000);
+    let commits = rig.nodes[0].asked.iter().filter(|request| writes_it(request)).count();
+    assert_eq!((commits, sends(&rig).0.len()), (2, 1), "and shown as sent once");
+    assert_eq!(doc(&rig).str("status"), Some("sent"));
+}
+
+#[test]
+fn a_message_that_is_found_when_the_connection_is_gone_is_left_alone() {
+    let (mut rig, account) = connected();
+    rig.nodes[0].holds =
+        |request| matches!(&request.call, StoreCall::Query(q) if q.collection.as_str() == "outbox");
+    queue(&mut rig, &account, &[]);
+    let poll = until_held(&mut rig);
+    let (_, connection) = rig.nodes[0].connects(&account)[0];
+    rig.nodes[0].opens = false;
+    let reason = CloseReason::Lost;
+    rig.tell(0, &account, GatewayEvent::Closed { connection, reason });
+    rig.release(0, &poll);
+    rig.pass(1_000);
+    assert!(!rig.nodes[0].asked.iter().any(writes_it));
+}
+
+#[test]
+fn who_finds_a_message_changed_shows_what_became_of_it_unless_somebody_else_has_the_say() {
+    for (status, shown) in [("processing", "sent"), ("failed", "failed")] {
+        let (mut rig, account) = connected();
+        rig.nodes[0].answers = |call| match call {
+            GatewayCall::Send { .. } => None,
+            _ => Some(Answer::Done),
+        };
+        queue(&mut rig, &account, &[]);
+        rig.until(3_000, |rig| !sends(rig).0.is_empty());
+        rig.write(&id().path(), &[("status", status.into())]);
+        let sent = |call: &GatewayCall| matches!(call, GatewayCall::Send { .. }).then_some(());
+        let (_, request, ()) = rig.nodes[0].called(sent)[0];
+        rig.give(0, Input::Answer(request, Answer::Done));
+        rig.pass(10_000);
+        assert_eq!(doc(&rig).str("status"), Some(shown));
+        assert_eq!(sends(&rig).0.len(), 1);
     }
 }

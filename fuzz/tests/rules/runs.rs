@@ -319,7 +319,8 @@ fn a_run_that_cannot_read_whether_it_may_start_gives_up() {
         reads += 1;
     }
     assert_eq!(reads, 1 + 3);
-    assert_eq!(ended(&rig, RunKind::AutoBackfill)[0].error, Some("store_unavailable"));
+    let result = &ended(&rig, RunKind::AutoBackfill)[0];
+    assert_eq!((result.ok, result.error), (false, Some("store_unavailable")));
     assert_eq!((started(&rig), rig.nodes[0].instance.working_runs(RunKind::AutoBackfill)), (0, 0));
 }
 
@@ -586,4 +587,369 @@ fn a_gap_is_surveyed_when_a_run_without_an_error_has_seen_every_thread() {
     rig.until(10 * MINUTE, |rig| surveyed(rig) == Some(1));
     let (coverage, _) = Coverage::parse(&rig.doc(&path).unwrap().fields);
     assert!(!coverage.is_live(), "its tail may be missing");
+}
+
+fn syncs(rig: &Rig) -> usize {
+    let is_start =
+        |event: &Event| matches!(event, Event::RunStarted { kind: RunKind::RecentSync, .. });
+    rig.nodes[0].events.iter().filter(|(_, event)| is_start(event)).count()
+}
+
+fn queries_messages(request: &StoreRequest) -> bool {
+    matches!(&request.call, StoreCall::Query(q) if q.collection.as_str().ends_with("/messages"))
+}
+
+fn writes_coverage(request: &StoreRequest) -> bool {
+    coverage_writes(request) > 0
+}
+
+fn coverage_writes(request: &StoreRequest) -> usize {
+    let StoreCall::Commit(writes) = &request.call else { return 0 };
+    writes.iter().filter(|write| write.path.as_str().contains("/coverage/")).count()
+}
+
+fn coverage_path(account: &AccountId, thread: &ThreadId) -> DocPath {
+    DocPath::new(&account.coverage(), thread.as_str()).unwrap()
+}
+
+fn coverage(rig: &Rig, account: &AccountId, thread: &ThreadId) -> Coverage {
+    Coverage::parse(&rig.doc(&coverage_path(account, thread)).unwrap().fields).0
+}
+
+/// Messages may be missing in every thread since 600 seconds before a second, for 100 seconds.
+fn put_gap(rig: &mut Rig, account: &AccountId, second: i64, surveyed: i64) {
+    let gap = [("seq", 1), ("from", second - 600), ("to", second - 500)];
+    let gap = Value::map(gap.map(|(name, n)| (name, Value::Int(n))));
+    let fields = [
+        ("gaps", Value::Array(vec![gap])),
+        ("gapSeq", Value::Int(1)),
+        ("surveyed", Value::Int(surveyed)),
+    ];
+    rig.write(&account.sync_path(), &fields);
+}
+
+/// As [`with_a_thread`]; an earlier owner knew the thread as it was 700 seconds before its newest
+/// message. Only the gap filler starts by itself.
+fn with_a_known_thread() -> (Rig, AccountId, ThreadId, i64) {
+    let (mut rig, account, thread, newest) = with_a_thread_and(only_on_demand);
+    let known = Coverage::starting_at(&mark(newest - 700), 0);
+    rig.put(&coverage_path(&account, &thread), known.to_fields(1));
+    (rig, account, thread, newest)
+}
+
+#[test]
+fn a_live_message_is_looked_at_only_where_something_may_be_missing() {
+    let (mut rig, account, thread, newest) = with_a_known_thread();
+    until_connected(&mut rig, &[&account]);
+    arrive(&mut rig, &account, thread, newest + 1);
+    rig.pass(10 * MINUTE);
+    assert_eq!(syncs(&rig), 0);
+
+    // Others were compared with the gap, this thread was not among them.
+    let (mut rig, account, thread, newest) = with_a_known_thread();
+    put_gap(&mut rig, &account, newest, 1);
+    until_connected(&mut rig, &[&account]);
+    rig.pass(5 * MINUTE);
+    assert_eq!(syncs(&rig), 0);
+    arrive(&mut rig, &account, thread.clone(), newest + 1);
+    rig.until(3 * MINUTE, |rig| syncs(rig) == 1);
+    rig.until(5 * MINUTE, |rig| ended(rig, RunKind::RecentSync).len() == 1);
+    assert_eq!(coverage(&rig, &account, &thread).applied_gap(), 1);
+    assert_eq!(asked(&rig)[0].2, newest, "the hole below it");
+    let last = rig.nodes[0].asked.iter().rfind(|r| matches!(r.call, StoreCall::Commit(_)));
+    let lease = |path: &DocPath| path.as_str().ends_with("leases/recentSync");
+    assert!(
+        last.is_some_and(|r| matches!(&r.call, StoreCall::Commit(writes)
+            if writes.iter().any(|w| lease(&w.path)))),
+        "every gap was surveyed before, so nothing is left to write"
+    );
+    arrive(&mut rig, &account, thread, newest + 2);
+    rig.pass(10 * MINUTE);
+    assert_eq!(syncs(&rig), 1, "it has been compared");
+}
+
+#[test]
+fn what_arrives_while_its_thread_is_looked_up_is_looked_at_again() {
+    for (of_the_thread, again) in [(true, 1), (false, 0)] {
+        let (mut rig, account, known, newest) = with_a_known_thread();
+        let empty = thread(&account, 2);
+        let at = Value::from(rig.time());
+        let fields = [("accountId", Value::from(account.text())), ("lastMessageAt", at)];
+        rig.write(&empty.path(), &fields);
+        until_connected(&mut rig, &[&account]);
+        rig.nodes[0].holds = queries_messages;
+        rig.command(0, Command::Backfill(account.clone()));
+        rig.until(1_000, |rig| !rig.nodes[0].held.is_empty());
+        let arrives = if of_the_thread { &empty } else { &known };
+        arrive(&mut rig, &account, arrives.clone(), newest + 5);
+        rig.nodes[0].holds = |_| false;
+        let query = rig.nodes[0].held.remove(0);
+        rig.release(0, &query);
+        // It was not there yet when the store was asked.
+        put_thread(&mut rig, &account, arrives, newest + 5);
+        rig.pass(10 * MINUTE);
+        assert_eq!(syncs(&rig), again);
+        if of_the_thread {
+            assert!(coverage(&rig, &account, &empty).is_live());
+        }
+    }
+}
+
+#[test]
+fn an_account_is_not_shown_as_synced_while_a_hole_is_being_filled() {
+    let (mut rig, account, thread, newest) = with_a_known_thread();
+    until_connected(&mut rig, &[&account]);
+    rig.tell(0, &account, GatewayEvent::Undecryptable { thread, second: newest - 10 });
+    rig.until(3 * MINUTE, |rig| syncs(rig) == 1);
+    let mut looks = 0;
+    while ended(&rig, RunKind::RecentSync).is_empty() {
+        assert_eq!(shown(&rig, &account).time("lastRecentSyncAt"), None);
+        looks += 1;
+        rig.pass(1_000);
+    }
+    assert!(looks > 125, "the phone is asked twice");
+    assert!(shown(&rig, &account).time("lastRecentSyncAt").is_some());
+}
+
+#[test]
+fn a_lease_that_was_not_given_back_in_time_is_lost() {
+    let (mut rig, _, _, _) = with_a_thread();
+    until_asked(&mut rig, 1);
+    rig.nodes[0].holds = of_the_lease;
+    rig.pass(17 * MINUTE);
+    let lost = |event: &Event| matches!(event, Event::LeaseLost { key: Key::Run(..) });
+    let times = |rig: &Rig| rig.nodes[0].events.iter().filter(|(_, event)| lost(event)).count();
+    assert_eq!((times(&rig), ended(&rig, RunKind::AutoBackfill).len()), (1, 0));
+    rig.nodes[0].holds = |_| false;
+    rig.until(MINUTE, |rig| ended(rig, RunKind::AutoBackfill).len() == 1);
+    assert_eq!(times(&rig), 1);
+}
+
+#[test]
+fn a_renewal_that_the_store_refused_is_tried_again_soon() {
+    let hour = Duration::from_secs(3_600);
+    let (mut rig, account, thread, newest) = with_a_thread_and(|s| s.phone.spacing = hour);
+    let (_, request, _) = until_asked(&mut rig, 1);
+    page(&mut rig, &account, request, &thread, mark(newest - 100), 2);
+    rig.nodes[0].holds = of_the_lease;
+    rig.until(6 * MINUTE, |rig| !rig.nodes[0].held.is_empty());
+    refuse(&mut rig);
+    rig.pass(1_000);
+    assert!(rig.nodes[0].held.is_empty(), "but not at once");
+    rig.until(3_000, |rig| !rig.nodes[0].held.is_empty());
+    let_pass(&mut rig);
+    let lease = rig.doc(&account.auto_backfill_path()).unwrap();
+    assert_eq!((lease.count("beat"), ended(&rig, RunKind::AutoBackfill).len()), (Some(2), 0));
+}
+
+#[test]
+fn a_backfill_shows_what_each_thread_brought() {
+    let (mut rig, account, first, newest) = with_a_thread();
+    let second = super::holes::thread(&account, 2);
+    put_thread(&mut rig, &account, &second, newest - 10);
+    let (_, request, _) = until_asked(&mut rig, 1);
+    page(&mut rig, &account, request, &first, mark(newest - 100), 5);
+    let (_, request, _) = until_asked(&mut rig, 2);
+    page(&mut rig, &account, request, &second, mark(newest - 200), 7);
+    rig.pass(1_000);
+    let result = shown(&rig, &account).value("lastBackfillResult").cloned();
+    let threads = result.as_ref().and_then(|result| result.as_map()?.get("threadResults"));
+    let brought = |thread: &Value| {
+        let thread = thread.as_map()?;
+        Some((thread.get("threadId")?.as_str()?.to_owned(), thread.get("messages")?.as_int()?))
+    };
+    let brought: Vec<_> =
+        threads.and_then(Value::as_array).unwrap().iter().filter_map(brought).collect();
+    assert_eq!(brought, [(first.as_str().to_owned(), 5), (second.as_str().to_owned(), 7)]);
+    assert_eq!(changes(&rig, HoleChange::Filled), 0, "nothing was missing");
+}
+
+#[test]
+fn nobody_asks_with_a_message_that_another_run_has_asked_with() {
+    let (mut rig, account, thread, newest) = with_a_thread_and(|settings| {
+        only_on_demand(settings);
+        settings.auto_backfill.depth = 100;
+    });
+    let mut known = Coverage::starting_at(&mark(newest - 9_000), 0);
+    known.suspect(Gap { seq: 1, from: newest - 8_000, to: newest - 7_000 }, None);
+    known.newer(&mark(newest));
+    rig.put(&coverage_path(&account, &thread), known.to_fields(1));
+    let (_, request, anchor) = until_asked(&mut rig, 1);
+    assert_eq!((syncs(&rig), anchor), (1, newest));
+    rig.command(0, Command::Backfill(account.clone()));
+    rig.pass(1_000);
+    assert_eq!(started(&rig), 1, "it waits for the phone, with the same message");
+    page(&mut rig, &account, request, &thread, mark(newest - 50), 3);
+    let (_, request, anchor) = until_asked(&mut rig, 2);
+    assert_eq!(anchor, newest - 50);
+    page(&mut rig, &account, request, &thread, mark(newest - 8_500), 7);
+    rig.pass(1_000);
+    assert_eq!((ended(&rig, RunKind::RecentSync).len(), changes(&rig, HoleChange::Filled)), (1, 1));
+    let (_, _, anchor) = until_asked(&mut rig, 3);
+    assert_eq!(anchor, newest - 9_000, "the other one goes on below");
+}
+
+#[test]
+fn a_message_of_a_clock_that_is_a_day_ahead_is_the_newest() {
+    let (mut rig, account, thread, _) = with_a_thread();
+    let ahead = rig.time().as_secs() + 24 * 3_600;
+    put_thread(&mut rig, &account, &thread, ahead);
+    let (_, _, anchor) = until_asked(&mut rig, 1);
+    assert_eq!(anchor, ahead);
+}
+
+#[test]
+fn what_is_learnt_of_many_threads_is_saved_by_fifties() {
+    let (mut rig, account, _, newest) = with_a_thread_and(|settings| {
+        only_on_demand(settings);
+        settings.auto_backfill.depth = 1;
+        settings.auto_backfill.threads = 60;
+    });
+    for number in 2..=60 {
+        put_thread(&mut rig, &account, &thread(&account, number), newest - i64::from(number));
+    }
+    until_connected(&mut rig, &[&account]);
+    rig.command(0, Command::Backfill(account));
+    rig.until(1_000, |rig| ended(rig, RunKind::AutoBackfill).len() == 1);
+    let written = rig.nodes[0].asked.iter().map(coverage_writes).filter(|writes| *writes > 0);
+    assert_eq!(written.collect::<Vec<_>>(), [50, 10]);
+}
+
+#[test]
+fn nobody_asks_through_a_connection_that_is_being_closed() {
+    let (mut rig, account, _, _) = with_a_thread_and(only_on_demand);
+    until_connected(&mut rig, &[&account]);
+    rig.nodes[0].holds = writes_coverage;
+    rig.command(0, Command::Backfill(account.clone()));
+    rig.until(1_000, |rig| !rig.nodes[0].held.is_empty());
+    let (_, connection) = rig.nodes[0].connects(&account)[0];
+    rig.nodes[0].closes = false;
+    rig.tell(0, &account, GatewayEvent::IngestFailed { connection });
+    let_pass(&mut rig);
+    rig.pass(500);
+    assert_eq!(asked(&rig), []);
+    let reason = CloseReason::Asked;
+    rig.tell(0, &account, GatewayEvent::Closed { connection, reason });
+    rig.pass(500);
+    assert_eq!(ended(&rig, RunKind::AutoBackfill)[0].error, Some("disconnected"));
+}
+
+#[test]
+fn a_run_that_was_about_to_begin_when_the_connection_was_lost_ends_and_keeps_no_lease() {
+    let reads_the_lease = |request: &StoreRequest| {
+        let lease = |path: &DocPath| path.as_str().ends_with("leases/autoBackfill");
+        matches!(&request.call, StoreCall::Get(paths) if paths.iter().any(lease))
+    };
+    for (holds, takes) in
+        [(reads_the_lease as fn(&StoreRequest) -> bool, false), (of_the_lease, true)]
+    {
+        let (mut rig, account, _, _) = with_a_thread_and(only_on_demand);
+        until_connected(&mut rig, &[&account]);
+        rig.nodes[0].holds = holds;
+        rig.command(0, Command::Backfill(account.clone()));
+        rig.until(1_000, |rig| !rig.nodes[0].held.is_empty());
+        let (_, connection) = rig.nodes[0].connects(&account)[0];
+        rig.nodes[0].opens = false;
+        let reason = CloseReason::Lost;
+        rig.tell(0, &account, GatewayEvent::Closed { connection, reason });
+        // Whether the lease is taken is not known while its commit is under way.
+        assert_eq!(ended(&rig, RunKind::AutoBackfill).len(), usize::from(!takes));
+        let_pass(&mut rig);
+        rig.pass(1_000);
+        let results = ended(&rig, RunKind::AutoBackfill);
+        let [result] = &results[..] else { panic!("{results:?}") };
+        assert_eq!(result.error, Some("disconnected"));
+        let lease = rig.doc(&account.auto_backfill_path());
+        assert_eq!(lease.is_some(), takes);
+        assert!(lease.is_none_or(|lease| lease.value("owner") == Some(&Value::Null)));
+        assert_eq!(rig.nodes[0].instance.working_runs(RunKind::AutoBackfill), 0);
+    }
+}
+
+#[test]
+fn a_thread_that_could_not_be_compared_is_compared_later_however_old_it_is_then() {
+    let (mut rig, account, old, newest) = with_a_thread_and(|settings| {
+        only_on_demand(settings);
+        settings.recent_sync.max_threads = 1;
+    });
+    let known = Coverage::starting_at(&mark(newest - 700), 0);
+    rig.put(&coverage_path(&account, &old), known.to_fields(1));
+    put_gap(&mut rig, &account, newest, 0);
+    rig.nodes[0].holds = queries_messages;
+    rig.until(5 * MINUTE, |rig| !ended(rig, RunKind::RecentSync).is_empty());
+    assert_eq!(ended(&rig, RunKind::RecentSync)[0].error, Some("store_unavailable"));
+    rig.nodes[0].holds = |_| false;
+    let newer = thread(&account, 2);
+    let second = rig.time().as_secs();
+    rig.put(
+        &coverage_path(&account, &newer),
+        Coverage::starting_at(&mark(second - 10), 0).to_fields(1),
+    );
+    put_thread(&mut rig, &account, &newer, second);
+    rig.until(15 * MINUTE, |rig| coverage(rig, &account, &old).applied_gap() == 1);
+    assert!(coverage(&rig, &account, &newer).applied_gap() == 1);
+}
+
+#[test]
+fn a_failed_run_surveys_no_gap_although_it_compared_some_threads() {
+    let (mut rig, account, first, newest) = with_a_known_thread();
+    let second = thread(&account, 2);
+    put_thread(&mut rig, &account, &second, newest - 10);
+    put_gap(&mut rig, &account, newest, 0);
+    rig.nodes[0].holds = queries_messages;
+    rig.until(5 * MINUTE, |rig| !rig.nodes[0].held.is_empty());
+    let query = rig.nodes[0].held.remove(0);
+    rig.release(0, &query);
+    rig.until(10_000, |rig| !ended(rig, RunKind::RecentSync).is_empty());
+    assert_eq!(ended(&rig, RunKind::RecentSync)[0].error, Some("store_unavailable"));
+    rig.pass(1_000);
+    assert_eq!(coverage(&rig, &account, &first).applied_gap(), 1);
+    assert_eq!(rig.doc(&account.sync_path()).unwrap().count("surveyed"), Some(0));
+}
+
+#[test]
+fn what_a_run_leaves_is_tried_at_the_next_tick_whoever_saved_the_thread_meanwhile() {
+    let (mut rig, account, thread, newest) = with_a_known_thread();
+    rig.nodes[0].answers = |call| match call {
+        GatewayCall::History { .. } => Some(Answer::Rejected(Rejection::Unavailable)),
+        _ => Some(Answer::Done),
+    };
+    put_gap(&mut rig, &account, newest, 0);
+    rig.until(6 * MINUTE, |rig| ended(rig, RunKind::RecentSync).len() == 1);
+    assert_eq!(ended(&rig, RunKind::RecentSync)[0].remaining, 1);
+    rig.command(0, Command::Backfill(account.clone()));
+    rig.until(2 * MINUTE, |rig| syncs(rig) == 2);
+    assert_eq!((started(&rig), ended(&rig, RunKind::AutoBackfill).len()), (1, 0));
+    assert!(coverage(&rig, &account, &thread).applied_gap() == 1);
+}
+
+#[test]
+fn a_run_that_ends_does_not_begin_again() {
+    let (mut rig, account, thread, newest) = with_a_thread_and(|settings| {
+        only_on_demand(settings);
+        settings.auto_backfill.depth = 2;
+    });
+    let mut known = Coverage::starting_at(&mark(newest), 0);
+    let anchor = known.stretches()[0].low.clone();
+    known.page(&anchor, Some(&mark(newest - 100)), 1, PageEnd::MoreRemains);
+    rig.put(&coverage_path(&account, &thread), known.to_fields(1));
+    until_connected(&mut rig, &[&account]);
+    let lost = |second| GatewayEvent::Undecryptable { thread: thread.clone(), second };
+    rig.tell(0, &account, lost(newest - 1_000));
+    rig.nodes[0].holds = queries_messages;
+    rig.until(3 * MINUTE, |rig| syncs(rig) == 1 && !rig.nodes[0].held.is_empty());
+    let of_the_sync = rig.nodes[0].held.remove(0);
+    rig.command(0, Command::Backfill(account.clone()));
+    rig.until(500, |rig| !rig.nodes[0].held.is_empty());
+    let of_the_backfill = rig.nodes[0].held.remove(0);
+    // It finds as many messages as it wants, and ends once that is saved.
+    rig.nodes[0].holds = writes_coverage;
+    rig.release(0, &of_the_backfill);
+    assert_eq!((started(&rig), rig.nodes[0].held.len()), (1, 1));
+    // Before it is, a message between them turns out to be missing.
+    rig.tell(0, &account, lost(newest - 50));
+    rig.release(0, &of_the_sync);
+    let_pass(&mut rig);
+    rig.pass(500);
+    assert_eq!(ended(&rig, RunKind::AutoBackfill).len(), 1);
 }

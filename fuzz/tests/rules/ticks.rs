@@ -6,7 +6,7 @@ use std::time::Duration;
 use backfill_core::doc::Value;
 use backfill_core::id::{AccountId, Epoch};
 use backfill_core::instance::{AccountInsight, LockInsight};
-use backfill_core::io::{Answer, Command, Event, Reply, RunKind, Skip};
+use backfill_core::io::{Answer, ChunkId, Command, Event, GatewayEvent, Reply, RunKind, Skip};
 use backfill_core::policy::{Credentials, Settings};
 use backfill_core::time::Mono;
 
@@ -142,7 +142,9 @@ fn what_is_switched_off_does_not_run() {
     let account = rig.add_account(1, "disconnected");
     let second = rig.time().as_secs() - 1_000;
     put_thread(&mut rig, &account, &thread(&account, 1), second);
-    rig.pass(2 * 3_600_000);
+    rig.pass(3_600_000);
+    rig.tell(0, &account, GatewayEvent::ChunkMissing { chunk: ChunkId(1) });
+    rig.pass(3_600_000);
     assert_eq!(rig.status(&account), Some("connected"));
     let works = |event: &Event| matches!(event, Event::Tick { .. } | Event::RunStarted { .. });
     assert!(!rig.nodes[0].events.iter().any(|(_, event)| works(event)));
