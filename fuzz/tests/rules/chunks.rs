@@ -356,6 +356,9 @@ fn a_backfill_follows_a_chunk_that_brought_something() {
         answer(&mut rig, request, Answer::Done);
         rig.pass(11 * 60_000);
         assert_eq!(backfills(&rig), 1 + follows);
+        let refused = |(_, event): &&(u64, Event)| matches!(event, Event::Skipped { .. });
+        let tried = backfills(&rig) + rig.nodes[0].events.iter().filter(refused).count();
+        assert!(follows > 0 || tried == 1, "nobody wanted one");
     }
 }
 

@@ -263,7 +263,7 @@ fn who_finds_a_message_changed_shows_what_became_of_it_unless_somebody_else_has_
         };
         queue(&mut rig, &account, &[]);
         rig.until(3_000, |rig| !sends(rig).0.is_empty());
-        rig.write(&id().path(), &[("status", status.into())]);
+        rig.write(&id().path(), &[("status", status.into()), ("note", "changed".into())]);
         let sent = |call: &GatewayCall| matches!(call, GatewayCall::Send { .. }).then_some(());
         let (_, request, ()) = rig.nodes[0].called(sent)[0];
         rig.give(0, Input::Answer(request, Answer::Done));

@@ -10,6 +10,7 @@ use backfill_core::io::{
     PageFacts, Rejection, Reply, RunKind, RunResult, StoreCall, StoreRequest,
 };
 use backfill_core::policy::{Credentials, Settings};
+use backfill_core::time::StoreTime;
 
 use super::holes::{arrive, mark, put_thread, thread};
 use super::rig::{Rig, label};
@@ -671,9 +672,14 @@ fn a_live_message_is_looked_at_only_where_something_may_be_missing() {
 #[test]
 fn what_arrives_while_its_thread_is_looked_up_is_looked_at_again() {
     for (of_the_thread, again) in [(true, 1), (false, 0)] {
-        let (mut rig, account, known, newest) = with_a_known_thread();
+        let (mut rig, account, known, newest) = with_a_thread_and(|settings| {
+            only_on_demand(settings);
+            settings.auto_backfill.depth = 1;
+        });
+        let coverage_of_it = Coverage::starting_at(&mark(newest), 0).to_fields(1);
+        rig.put(&coverage_path(&account, &known), coverage_of_it);
         let empty = thread(&account, 2);
-        let at = Value::from(rig.time());
+        let at = Value::from(StoreTime::from_secs(newest - 1));
         let fields = [("accountId", Value::from(account.text())), ("lastMessageAt", at)];
         rig.write(&empty.path(), &fields);
         until_connected(&mut rig, &[&account]);
