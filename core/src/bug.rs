@@ -118,7 +118,7 @@ bugs! {
     SpacingIgnored = "spacing-ignored",
     /// Account fields are written without compare-and-set
     StatusWithoutCompareAndSet = "status-without-compare-and-set",
-    /// A graceful stop gives the runs under way the time they want
+    /// A graceful stop takes the time that a run may want
     StopWaitsForRuns = "stop-waits-for-runs",
     /// A graceful stop leaves the session to expire
     StopWithoutEnd = "stop-without-end",

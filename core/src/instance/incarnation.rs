@@ -222,8 +222,7 @@ impl Instance {
         let timeout = self.host.policy.stop_timeout;
         self.host.in_ms(Timer::StopTimeout, timeout);
         let held = self.held_accounts();
-        let runs = |account: &Account| account.tenure.as_ref().is_some_and(|t| !t.runs.is_empty());
-        if self.host.bug(Bug::StopWaitsForRuns) && self.accounts.values().any(runs) {
+        if self.host.bug(Bug::StopWaitsForRuns) {
             let longest = self.host.policy.auto_backfill.lease;
             self.host.in_ms(Timer::StopTimeout, longest);
             return;
@@ -259,13 +258,12 @@ impl Instance {
         let connected = |account: &Account| {
             account.tenure.as_ref().is_some_and(|tenure| tenure.link.connection().is_some())
         };
-        let connected = self.accounts.values().any(connected);
-        for id in self.held_accounts() {
-            self.drop_tenure(&id);
-        }
-        if connected {
+        if self.accounts.values().any(connected) {
             self.end_boot(false);
             return;
+        }
+        for id in self.held_accounts() {
+            self.drop_tenure(&id);
         }
         let timeout = self.host.policy.stop_timeout;
         self.host.in_ms(Timer::StopTimeout, timeout);

@@ -4,6 +4,7 @@
 mod accounts;
 mod chunks;
 mod closing;
+mod ending;
 mod gaps;
 mod history;
 mod holes;

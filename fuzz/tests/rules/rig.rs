@@ -78,6 +78,11 @@ impl Rig {
         Self::new([Settings { credentials, ..Settings::exclusive(label(0)) }])
     }
 
+    /// How long it has been running, in milliseconds.
+    pub(crate) fn now(&self) -> u64 {
+        self.now
+    }
+
     pub(crate) fn time(&self) -> StoreTime {
         BEGINNING + Duration::from_millis(self.now)
     }
