@@ -16,7 +16,7 @@ use crate::io::{Answer, Event, GatewayCall, Key, Lane, Mode, PassiveReason};
 use crate::outbox;
 use crate::ownership::{Seen, share};
 use crate::policy::Credentials;
-use crate::session::{Claim, Op};
+use crate::session::{Claim, LIVE, Op};
 use crate::tenure::{Stage, Tenure};
 use crate::time::Mono;
 
@@ -50,7 +50,7 @@ impl Instance {
         let wait = self.host.about(self.host.policy.account_scan);
         self.host.in_ms(Timer::Scan, wait);
         let gate = self.mode == Mode::Active || self.host.bug(Bug::PassiveGateMissing);
-        if !gate || !self.host.believing() {
+        if !gate {
             return;
         }
         if self.scan.under_way {
@@ -65,7 +65,7 @@ impl Instance {
     fn scan_page(&mut self, after: Option<Cursor>) {
         let query = Query {
             after,
-            select: Some(vec![FieldPath::new("status"), FieldPath::new("phoneE164")]),
+            select: Some(vec![FieldPath::new("status")]),
             ..Query::all(CollectionPath::root("accounts"), ACCOUNTS_PER_PAGE)
         };
         self.host.query(Route::ScanAccounts, query);
@@ -147,11 +147,11 @@ impl Instance {
                 self.dead.entry(boot).or_insert(false);
                 continue;
             };
-            if doc.str("state") == Some("dead") || doc.bool("live") == Some(false) {
+            if doc.bool(LIVE.as_str()) == Some(true) {
+                self.living.insert(boot);
+            } else {
                 // A session that ended itself had closed everything before.
                 self.dead.insert(boot, doc.time("lastBeatAt").is_none());
-            } else {
-                self.living.insert(boot);
             }
         }
         self.reconsider();
@@ -161,7 +161,7 @@ impl Instance {
     /// Looks at every account that is not held here: take it, give it back, or find out more.
     pub(super) fn reconsider(&mut self) {
         let gate = self.mode == Mode::Active || self.host.bug(Bug::PassiveGateMissing);
-        if !gate || !self.host.believing() || self.session.is_ending() {
+        if !gate {
             return;
         }
         let mut unknown = BTreeSet::new();

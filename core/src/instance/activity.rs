@@ -111,9 +111,6 @@ impl Instance {
 
     /// Whether to become active, stay passive or step down.
     pub(super) fn decide(&mut self) {
-        if !self.session.is_created() || !self.host.believing() || self.session.is_ending() {
-            return;
-        }
         let now = self.lock.read_time;
         let foreign = self.lock.foreign_holds(&self.host, now);
         let owner = self.lock.owner.clone();
@@ -144,9 +141,8 @@ impl Instance {
             Mode::Passive(_) if self.host.now < self.abstain_until && !unwanted => {
                 self.set_mode(Mode::Passive(PassiveReason::CutOff));
             }
-            Mode::Passive(_) if self.since.is_none() => {}
             Mode::Passive(_)
-                if self.roster.elder(&self.host, self.since.unwrap_or_default()).is_some()
+                if self.since.is_some_and(|at| self.roster.elder(&self.host, at).is_some())
                     && !self.host.bug(Bug::SameInstanceIdTrusted) =>
             {
                 self.set_mode(Mode::Passive(PassiveReason::DuplicateInstanceId));

@@ -54,9 +54,8 @@ impl Instance {
             let holder = smol_str::format_smolstr!("shared:{cluster}");
             return Some(LockInsight { holder, own, expires_in: left(self.host.deadline) });
         }
-        let now = self.store_now();
-        let until = self.lock.compat_until();
-        let expires_in = (until > now).then(|| until.since(now));
+        let left = self.lock.compat_until().since(self.store_now());
+        let expires_in = Some(left).filter(|left| !left.is_zero());
         if self.lock.foreign_holds(&self.host, self.lock.read_time) {
             let holder = self.lock.compat_holder()?.clone();
             return Some(LockInsight { holder, own: false, expires_in });

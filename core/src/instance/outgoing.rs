@@ -4,7 +4,7 @@ use super::Instance;
 use crate::doc::Cursor;
 use crate::host::{Route, Timer};
 use crate::id::AccountId;
-use crate::io::{Answer, Mode};
+use crate::io::Answer;
 use crate::outbox;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -20,7 +20,7 @@ impl Instance {
     pub(super) fn poll_outbox(&mut self) {
         let wait = self.host.about(self.host.policy.outbox.poll);
         self.host.in_ms(Timer::OutboxPoll, wait);
-        if self.mode != Mode::Active || self.connected.is_empty() || !self.host.believing() {
+        if self.connected.is_empty() {
             return;
         }
         if self.outbox.under_way {

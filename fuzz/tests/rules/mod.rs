@@ -8,6 +8,7 @@ mod ending;
 mod gaps;
 mod history;
 mod holes;
+mod lock;
 mod outbox;
 mod pages;
 mod rig;

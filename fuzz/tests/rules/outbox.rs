@@ -272,3 +272,52 @@ fn who_finds_a_message_changed_shows_what_became_of_it_unless_somebody_else_has_
         assert_eq!(sends(&rig).0.len(), 1);
     }
 }
+
+/// How often the messages that wait were asked for.
+fn looks(rig: &Rig) -> usize {
+    let queued = Value::from("queued");
+    let outbox = rig.nodes[0].queries("outbox").into_iter();
+    outbox
+        .filter(|(_, request)| {
+            matches!(&request.call, StoreCall::Query(query)
+                if query.filters.iter().any(|filter| filter.value == queued))
+        })
+        .count()
+}
+
+#[test]
+fn a_poll_reads_ten_pages_and_the_next_one_goes_on_where_it_ended() {
+    let (mut rig, account) = connected();
+    // Those of an account that nobody serves wait before ours.
+    let due = Value::from(rig.time() - Duration::from_secs(60));
+    for n in 0..1_150 {
+        let path = DocPath::parse(format!("outbox/{n:04}")).unwrap();
+        let fields = [
+            ("status", "queued".into()),
+            ("nextAttemptAt", due.clone()),
+            ("accountId", "elsewhere".into()),
+        ];
+        rig.write(&path, &fields);
+    }
+    queue(&mut rig, &account, &[]);
+    let mut polls = Vec::new();
+    for sent in [0, 1, 1] {
+        let before = looks(&rig);
+        rig.until(2_000, |rig| looks(rig) > before);
+        polls.push(looks(&rig) - before);
+        assert_eq!(sends(&rig).0.len(), sent);
+    }
+    assert_eq!(polls, [10, 2, 10]);
+}
+
+#[test]
+fn nobody_looks_for_messages_while_nothing_is_connected() {
+    let (mut rig, account) = connecting();
+    rig.nodes[0].opens = false;
+    rig.pass(60_000);
+    assert_eq!(looks(&rig), 0);
+    let (_, connection) = rig.nodes[0].connects(&account)[0];
+    rig.tell(0, &account, GatewayEvent::Opened { connection });
+    rig.pass(2_000);
+    assert!(looks(&rig) > 1);
+}

@@ -7,7 +7,7 @@ use backfill_core::doc::{DocPath, Document, Value};
 use backfill_core::id::{AccountId, RequestId, ThreadId};
 use backfill_core::io::{
     Answer, CloseReason, Command, Event, GatewayCall, GatewayEvent, HoleChange, Input, Key,
-    PageFacts, Rejection, Reply, RunKind, RunResult, StoreCall, StoreRequest,
+    PageFacts, Rejection, Reply, RunKind, RunResult, Skip, StoreCall, StoreRequest,
 };
 use backfill_core::policy::{Credentials, Settings};
 use backfill_core::time::StoreTime;
@@ -958,4 +958,37 @@ fn a_run_that_ends_does_not_begin_again() {
     let_pass(&mut rig);
     rig.pass(500);
     assert_eq!(ended(&rig, RunKind::AutoBackfill).len(), 1);
+}
+
+#[test]
+fn ticks_pass_over_who_still_syncs() {
+    let (mut rig, account, thread, _) = with_a_thread_and(|settings| {
+        settings.auto_backfill.enabled = false;
+        settings.recent_sync.interval = Duration::from_secs(20);
+    });
+    let now = rig.time().as_secs();
+    rig.write(&account.sync_path(), &[("gapSeq", Value::Int(1)), ("surveyed", Value::Int(1))]);
+    let mut coverage = Coverage::starting_at(&mark(now - 9_000), 0);
+    coverage.suspect(Gap { seq: 1, from: now - 8_000, to: now - 7_000 }, None);
+    coverage.newer(&mark(now - 1_000));
+    let path = DocPath::new(&account.coverage(), thread.as_str()).unwrap();
+    rig.put(&path, coverage.to_fields(1));
+    // Its phone is away, and asked again and again.
+    rig.nodes[0].answers = |call| match call {
+        GatewayCall::History { .. } => Some(Answer::Rejected(Rejection::Unavailable)),
+        _ => Some(Answer::Done),
+    };
+    until_asked(&mut rig, 1);
+    let skipped = |rig: &Rig| -> Vec<_> {
+        let events = rig.nodes[0].events.iter();
+        events
+            .filter_map(|(_, event)| match event {
+                Event::Tick { kind: RunKind::RecentSync, skipped, .. } => Some(skipped.clone()),
+                _ => None,
+            })
+            .collect()
+    };
+    let before = skipped(&rig).len();
+    rig.pass(45_000);
+    assert_eq!(skipped(&rig)[before..], vec![[(Skip::Running, 1)].into(); 2]);
 }

@@ -1,6 +1,6 @@
 //! Who takes what where several instances share the accounts, and who leaves what to others.
 
-use backfill_core::doc::{DocPath, Value};
+use backfill_core::doc::{DocPath, FieldPath, Value};
 use backfill_core::id::AccountId;
 use backfill_core::io::{
     Answer, CloseReason, Command, Event, GatewayCall, GatewayEvent, Hint, Input, Key, Mode,
@@ -49,7 +49,7 @@ fn incidents(rig: &Rig, node: usize, of: &str) -> usize {
 }
 
 /// WhatsApp is out of reach; everything else works.
-fn unreachable(call: &GatewayCall) -> Option<Answer> {
+pub(crate) fn unreachable(call: &GatewayCall) -> Option<Answer> {
     match call {
         GatewayCall::Connect => Some(Answer::Rejected(Rejection::Unavailable)),
         _ => Some(Answer::Done),
@@ -139,6 +139,85 @@ fn who_gave_an_account_away_leaves_it_to_others_for_two_intervals() {
     let away = taken(&rig, 0)[takings] - released(&rig, 0)[0];
     assert!((120_000..140_000).contains(&away), "{away} ms");
     assert_eq!(owned(&rig, &accounts, 0), 2);
+}
+
+#[test]
+fn two_intervals_are_over_to_the_millisecond() {
+    for (away, again) in [(119_999, false), (120_000, true)] {
+        let first = Settings {
+            unowned_bound: Duration::from_secs(3_600),
+            ..shared(0, Credentials::Shared)
+        };
+        let mut rig = Rig::new([first, shared(1, Credentials::Local)]);
+        rig.nodes[0].hinted = true;
+        (0..2).for_each(|n| drop(rig.add_account(n, "disconnected")));
+        rig.until(60 * MINUTE, |rig| !released(rig, 0).is_empty());
+        let takings = taken(&rig, 0).len();
+        assert_eq!(rig.command(1, Command::Stop), Reply::Accepted);
+        // The accounts are listed 50 ms after the hint.
+        let due = released(&rig, 0)[0] + away - 50;
+        rig.pass(due - rig.now());
+        rig.give(0, Input::Hint(Hint::Accounts));
+        rig.pass(50);
+        assert_eq!(taken(&rig, 0).len() > takings, again, "after {away} ms");
+    }
+}
+
+/// Looks at single sessions, whose documents were asked for.
+fn looked_up(rig: &Rig, node: usize) -> usize {
+    let session = |path: &DocPath| path.as_str().starts_with("instances/");
+    let asked = rig.nodes[node].asked.iter();
+    asked.filter(|r| matches!(&r.call, StoreCall::Get(paths) if paths.iter().all(session))).count()
+}
+
+#[test]
+fn an_owner_is_looked_up_only_if_it_is_not_among_the_sessions_that_live() {
+    let mut rig = two(Credentials::Shared);
+    let accounts: Vec<_> = (0..6).map(|n| rig.add_account(n, "disconnected")).collect();
+    rig.pass(60 * MINUTE);
+    assert_eq!([0, 1].map(|node| owned(&rig, &accounts, node)), [3, 3]);
+    assert_eq!([0, 1].map(|node| looked_up(&rig, node)), [0, 0]);
+    // Who has ended is not among them any more.
+    let connected = rig.nodes[1].calls.len();
+    assert_eq!(rig.command(0, Command::Stop), Reply::Accepted);
+    rig.until(15_000, |rig| owned(rig, &accounts, 1) == 6);
+    assert_eq!(looked_up(&rig, 1), 1);
+    rig.pass(5_000);
+    let connects = rig.nodes[1].calls[connected..].iter();
+    assert_eq!(connects.filter(|(_, r)| r.call == GatewayCall::Connect).count(), 3);
+}
+
+#[test]
+fn who_is_not_live_owns_nothing_whatever_else_its_document_says() {
+    for fields in [
+        vec![("note", "no session".into())],
+        vec![("live", false.into())],
+        vec![("state", "dead".into())],
+        vec![("live", "true".into()), ("state", "active".into())],
+    ] {
+        let mut rig = Rig::exclusive();
+        let account = rig.add_account(1, "disconnected");
+        rig.write(&DocPath::parse("instances/zzz").unwrap(), &fields);
+        rig.write(&account.connection_path(), &[("owner", "zzz".into()), ("epoch", Value::Int(3))]);
+        rig.until(MINUTE, |rig| rig.status(&account) == Some("connected"));
+        assert_eq!(rig.owner(&account), Some(0), "{fields:?}");
+    }
+}
+
+#[test]
+fn of_an_account_that_others_may_serve_only_the_status_is_read() {
+    let mut rig = two(Credentials::Shared);
+    rig.add_account(1, "disconnected");
+    rig.pass(MINUTE);
+    let status = Some(vec![FieldPath::new("status")]);
+    for node in &rig.nodes {
+        let listings = node.queries("accounts");
+        assert!(!listings.is_empty());
+        for (_, request) in listings {
+            let StoreCall::Query(query) = &request.call else { panic!("a query") };
+            assert_eq!(query.select, status);
+        }
+    }
 }
 
 #[test]

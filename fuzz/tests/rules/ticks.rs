@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use backfill_core::doc::Value;
+use backfill_core::doc::{DocPath, Value};
 use backfill_core::id::{AccountId, Epoch};
-use backfill_core::instance::{AccountInsight, LockInsight};
+use backfill_core::instance::{AccountInsight, Belief, LockInsight};
 use backfill_core::io::{Answer, ChunkId, Command, Event, GatewayEvent, Reply, RunKind, Skip};
 use backfill_core::policy::{Credentials, Settings};
 use backfill_core::time::Mono;
@@ -27,10 +27,15 @@ fn ticks(rig: &Rig, of: RunKind) -> Vec<(u32, BTreeMap<Skip, u32>)> {
 }
 
 fn with_five_accounts() -> (Rig, Vec<AccountId>) {
+    with_up_to(2)
+}
+
+/// Five accounts, of which a tick starts so many.
+fn with_up_to(max_accounts_per_tick: u32) -> (Rig, Vec<AccountId>) {
     let mut settings =
         Settings { credentials: Credentials::Shared, ..Settings::exclusive(label(0)) };
     settings.auto_backfill.interval = Duration::from_secs(20);
-    settings.auto_backfill.max_accounts_per_tick = 2;
+    settings.auto_backfill.max_accounts_per_tick = max_accounts_per_tick;
     // Only ticks start them.
     settings.auto_backfill.connect_jitter_min = Duration::from_secs(1_000);
     settings.auto_backfill.connect_jitter_max = Duration::from_secs(1_001);
@@ -85,6 +90,34 @@ fn an_instance_tells_what_it_holds_and_when_it_ticks() {
     assert!(estimate <= time && time.since(estimate) < Duration::from_secs(1));
     assert!(instance.fence(&accounts[0]).is_some());
     assert_eq!(instance.beliefs().count(), 5);
+    let belief = instance.belief(&accounts[0]).unwrap();
+    assert_eq!((belief.epoch, Some(belief.until.since(now))), (Epoch(1), expires_in));
+    assert_eq!(instance.run_beliefs().count(), 0);
+}
+
+#[test]
+fn a_run_is_believed_no_longer_than_the_session() {
+    let (mut rig, accounts) = with_five_accounts();
+    rig.nodes[0].answers = |_| Some(Answer::Done);
+    let second = rig.time().as_secs() - 1_000;
+    put_thread(&mut rig, &accounts[4], &thread(&accounts[4], 1), second);
+    rig.pass(10_000);
+    assert_eq!(rig.command(0, Command::Backfill(accounts[4].clone())), Reply::Accepted);
+    rig.pass(1_000);
+    let instance = &rig.nodes[0].instance;
+    let session = instance.lock_belief().unwrap().until;
+    let [(account, kind, belief)] = instance.run_beliefs().collect::<Vec<_>>()[..] else {
+        panic!("one run")
+    };
+    assert_eq!((account, kind), (&accounts[4], RunKind::AutoBackfill));
+    assert_eq!(belief, Belief { epoch: Epoch(1), until: session });
+}
+
+#[test]
+fn a_tick_that_starts_all_that_are_due_leaves_out_none() {
+    let (mut rig, _) = with_up_to(5);
+    rig.pass(30_000);
+    assert_eq!(ticks(&rig, RunKind::AutoBackfill), [(5, BTreeMap::new())]);
 }
 
 #[test]
@@ -97,8 +130,10 @@ fn who_waits_tells_who_holds_the_lock() {
     let waits = rig.nodes.iter().position(|node| !node.is_active()).unwrap();
     let holds = format!("i{}", 1 - waits);
     let instance = &rig.nodes[waits].instance;
-    let LockInsight { holder, own, .. } = instance.lock_insight().unwrap();
+    let LockInsight { holder, own, expires_in } = instance.lock_insight().unwrap();
     assert_eq!((holder.as_str(), own), (holds.as_str(), false));
+    let term = instance.policy().session_term;
+    assert!(expires_in.is_some_and(|left| left > term / 3 && left <= term), "{expires_in:?}");
     assert!(instance.account_insight(&account).is_none_or(|insight| !insight.own));
     assert_eq!((instance.beliefs().count(), instance.lock_belief()), (0, None));
 }
@@ -148,4 +183,36 @@ fn what_is_switched_off_does_not_run() {
     assert_eq!(rig.status(&account), Some("connected"));
     let works = |event: &Event| matches!(event, Event::Tick { .. } | Event::RunStarted { .. });
     assert!(!rig.nodes[0].events.iter().any(|(_, event)| works(event)));
+}
+
+#[test]
+fn those_who_share_the_lock_tell_until_when_they_do() {
+    let credentials = Credentials::Shared;
+    let mut rig = Rig::new([Settings { credentials, ..Settings::shared(label(0), "c") }]);
+    assert_eq!(rig.nodes[0].instance.lock_insight(), None);
+    rig.until(60_000, |rig| rig.nodes[0].is_active());
+    let instance = &rig.nodes[0].instance;
+    let LockInsight { holder, own, expires_in } = instance.lock_insight().unwrap();
+    assert_eq!((holder.as_str(), own), ("shared:c", true));
+    let term = instance.policy().session_term;
+    assert!(expires_in.is_some_and(|left| left > term / 3 && left <= term), "{expires_in:?}");
+}
+
+#[test]
+fn who_waits_for_other_software_tells_until_when_it_has_the_lock() {
+    let mut rig = Rig::exclusive();
+    let compat = DocPath::parse("wa_metrics/longrun/locks/wa_connection").unwrap();
+    let until = rig.time().as_millis() + 60_000;
+    let fields = [("holderInstanceId", "other".into()), ("leaseUntil", Value::Int(until))];
+    rig.write(&compat, &fields);
+    let left = |rig: &Rig| {
+        let LockInsight { holder, own, expires_in } = rig.nodes[0].instance.lock_insight().unwrap();
+        assert_eq!((holder.as_str(), own), ("other", false));
+        expires_in
+    };
+    rig.pass(20_000);
+    let known = left(&rig).unwrap();
+    assert!(known >= Duration::from_secs(40) && known < Duration::from_secs(42), "{known:?}");
+    rig.pass(45_000);
+    assert_eq!(left(&rig), None, "by its own word it is over");
 }
