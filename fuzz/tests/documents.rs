@@ -163,6 +163,25 @@ fn document(path: DocPath, fields: Fields) -> Document {
 }
 
 proptest! {
+    /// A recording gives back the documents that were written down in it.
+    #[test]
+    fn what_is_written_down_reads_back_the_same(
+        fields in vec(("[a-z]{1,6}", value()), 1..5),
+        version in any::<i64>(),
+        us in any::<i64>(),
+    ) {
+        let document = Document {
+            path: account().path(),
+            fields: fields.into_iter().map(|(name, value)| (name.into(), value)).collect(),
+            version: Version(version),
+            update_time: StoreTime::from_micros(us),
+        };
+        let written = serde_json::to_string(&document).unwrap();
+        prop_assert_eq!(serde_json::from_str::<Document>(&written).unwrap(), document);
+    }
+}
+
+proptest! {
     #![proptest_config(ProptestConfig { cases: cases(128), ..ProptestConfig::default() })]
 
     #[test]

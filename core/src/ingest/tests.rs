@@ -673,6 +673,22 @@ fn what_the_app_made_stays_in_the_thread_that_the_app_chose() {
 }
 
 #[test]
+fn what_the_app_made_does_not_move_into_a_message_that_is_called_like_its_document() {
+    let outbox = OutboxId::parse("f00d").unwrap();
+    for app_first in [true, false] {
+        let mut store = Store::default();
+        store.write(&format!("threads/acc__{LID}"), &[("accountId", "acc".into())]);
+        store.optimistic(&outbox, LID);
+        let sent = own(&outbound_wa_id(&outbox), 1_800_000_000, "from the app");
+        let other = own("f00d", 1_800_000_001, "from the phone");
+        let records = if app_first { [sent, other] } else { [other, sent] };
+        store.ingest_with(records.map(Record::from).into(), &twins());
+        assert_eq!(store.message(LID, "f00d").str("body"), Some("from the app"));
+        assert_eq!(store.message(PEER, "f00d").str("body"), Some("from the phone"));
+    }
+}
+
+#[test]
 fn a_moving_message_takes_along_what_others_wrote_unless_they_wrote_it_here_too() {
     let mut store = Store::default();
     let mut by_lid = text("M1", 100, "one");
@@ -801,6 +817,30 @@ fn what_was_committed_before_a_conflict_is_not_tried_again() {
     assert_eq!(store.message(PEER, "M499").str("body"), Some("edited"));
     let [facts] = &batch.facts().threads[..] else { panic!() };
     assert_eq!((facts.new, facts.total, facts.is_new_thread), (500, 500, true));
+}
+
+#[test]
+fn what_was_stored_before_a_conflict_does_not_count_as_new() {
+    let mut store = Store::default();
+    store.ingest(vec![text("M1", 100, "a")]);
+    let mut batch = store.batch(vec![text("M1", 100, "a").into(), text("M2", 200, "b").into()]);
+    let mut tries = 0;
+    loop {
+        match batch.step() {
+            Step::Done => break,
+            Step::Read(paths) => batch.on_docs(&store.get(&paths)),
+            Step::Commit(_) if tries == 0 => {
+                tries += 1;
+                batch.on_conflict();
+            }
+            Step::Commit(writes) => {
+                assert!(store.commit(writes));
+                batch.on_committed();
+            }
+        }
+    }
+    let [facts] = &batch.facts().threads[..] else { panic!() };
+    assert_eq!((facts.new, facts.total, facts.is_new_thread), (1, 2, false));
 }
 
 #[test]
