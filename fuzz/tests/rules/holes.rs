@@ -4,7 +4,8 @@ use backfill_core::coverage::{Coverage, Gap, Mark, PageEnd};
 use backfill_core::doc::{DocPath, Value};
 use backfill_core::id::{AccountId, ThreadId};
 use backfill_core::io::{
-    CloseReason, GatewayCall, GatewayEvent, Hint, Ingested, Input, Source, StoreCall, ThreadSpan,
+    CloseReason, GatewayCall, GatewayEvent, Hint, Ingested, Input, Source, StoreCall, StoreRequest,
+    ThreadSpan,
 };
 use backfill_core::time::StoreTime;
 
@@ -258,4 +259,38 @@ fn what_cannot_be_decrypted_while_an_account_is_loaded_is_remembered() {
     rig.pass(1_000);
     let noted = rig.doc(&account.sync_path()).unwrap().value("threadGaps").cloned();
     assert_eq!(noted.unwrap().as_array().map(<[Value]>::len), Some(1));
+}
+
+#[test]
+fn only_the_thread_of_a_lid_that_waits_for_a_message_is_followed() {
+    let mut rig = Rig::exclusive();
+    let now = rig.time().as_secs();
+    let account = rig.add_account(1, "disconnected");
+    let gap = |seq: i64, from: i64, to: i64| {
+        [("seq", Value::Int(seq)), ("from", from.into()), ("to", to.into())]
+    };
+    let of_all = Value::map(gap(1, now - 8_000, now - 7_000));
+    let lid = ThreadId::of_chat(&account, "77@lid").unwrap();
+    let [with_a_gap, old] = [1, 2].map(|number| thread(&account, number));
+    let of_one = gap(2, now - 5_000, now - 5_000).into_iter();
+    let of_one = Value::map(of_one.chain([("thread", Value::from(with_a_gap.text()))]));
+    let fields = [
+        ("gaps", Value::Array(vec![of_all])),
+        ("threadGaps", Value::Array(vec![of_one])),
+        ("gapSeq", Value::Int(2)),
+        ("surveyed", Value::Int(0)),
+    ];
+    rig.write(&account.sync_path(), &fields);
+    // That of the LID goes on after the gap, the others wait.
+    for (thread, second) in [(&lid, now - 6_000), (&with_a_gap, now - 6_000), (&old, now - 7_500)] {
+        put_thread(&mut rig, &account, thread, second);
+        let path = DocPath::new(&account.coverage(), thread.as_str()).unwrap();
+        rig.put(&path, Coverage::starting_at(&mark(now - 9_000), 0).to_fields(1));
+    }
+    rig.pass(10 * 60_000);
+    for thread in [lid, with_a_gap, old] {
+        assert!(!rig.nodes[0].queries(thread.messages().as_str()).is_empty());
+        let reads = |request: &&StoreRequest| matches!(&request.call, StoreCall::Get(paths) if paths.contains(&thread.path()));
+        assert_eq!(rig.nodes[0].asked.iter().filter(reads).count(), 0, "{thread:?}");
+    }
 }
