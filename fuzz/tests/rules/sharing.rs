@@ -3,8 +3,8 @@
 use backfill_core::doc::{DocPath, FieldPath, Value};
 use backfill_core::id::AccountId;
 use backfill_core::io::{
-    Answer, CloseReason, Command, Event, GatewayCall, GatewayEvent, Hint, Input, Key, Mode,
-    PassiveReason, Rejection, Reply, StoreCall, StoreRequest,
+    Answer, CloseReason, Command, Event, GatewayCall, GatewayEvent, Hint, Input, Key, Rejection,
+    Reply, StoreCall, StoreRequest,
 };
 use backfill_core::policy::{Credentials, Settings};
 use std::time::Duration;
@@ -43,13 +43,13 @@ fn when(rig: &Rig, node: usize, is: fn(&Event) -> bool) -> Vec<u64> {
     events.filter(|(_, event)| is(event)).map(|(at, _)| *at).collect()
 }
 
-fn incidents(rig: &Rig, node: usize, of: &str) -> usize {
+pub(super) fn incidents(rig: &Rig, node: usize, of: &str) -> usize {
     let is = |event: &Event| matches!(event, Event::Incident { kind, .. } if *kind == of);
     rig.nodes[node].events.iter().filter(|(_, event)| is(event)).count()
 }
 
 /// WhatsApp is out of reach; everything else works.
-pub(crate) fn unreachable(call: &GatewayCall) -> Option<Answer> {
+pub(super) fn unreachable(call: &GatewayCall) -> Option<Answer> {
     match call {
         GatewayCall::Connect => Some(Answer::Rejected(Rejection::Unavailable)),
         _ => Some(Answer::Done),
@@ -205,7 +205,7 @@ fn who_is_not_live_owns_nothing_whatever_else_its_document_says() {
 }
 
 #[test]
-fn of_an_account_that_others_may_serve_only_the_status_is_read() {
+fn a_listing_reads_nothing_but_the_status_of_accounts() {
     let mut rig = two(Credentials::Shared);
     rig.add_account(1, "disconnected");
     rig.pass(MINUTE);
@@ -374,171 +374,4 @@ fn every_account_is_found_and_only_what_could_be_taken_is_looked_at() {
     assert_eq!(looks(&deleted.connection_path()), 0);
     assert_eq!(looks(&accounts[0].connection_path()), 1, "it is held from then on");
     assert!(looks(&accounts[300].connection_path()) > 1);
-}
-
-fn lock() -> DocPath {
-    DocPath::parse("coordination/lock").unwrap()
-}
-
-fn put_owner_of_the_lock(rig: &mut Rig) {
-    let since = Value::from(rig.time());
-    let session = DocPath::parse("instances/zzz").unwrap();
-    rig.write(
-        &session,
-        &[
-            ("instanceId", "zzz".into()),
-            ("since", since),
-            ("state", "active".into()),
-            ("live", true.into()),
-            ("ttlMs", Value::Int(90_000)),
-            ("mode", "exclusive".into()),
-        ],
-    );
-    rig.write(&lock(), &[("owner", "zzz".into()), ("epoch", Value::Int(9))]);
-}
-
-#[test]
-fn who_sees_the_lock_in_other_hands_closes_everything() {
-    let mut rig = Rig::exclusive();
-    rig.nodes[0].hinted = true;
-    let account = rig.add_account(1, "disconnected");
-    rig.until(MINUTE, |rig| rig.status(&account) == Some("connected"));
-    let (_, connection) = rig.nodes[0].connects(&account)[0];
-    put_owner_of_the_lock(&mut rig);
-    rig.pass(30_000);
-    assert_eq!(rig.nodes[0].instance.mode(), Mode::Passive(PassiveReason::HeldByOther));
-    assert_eq!(rig.nodes[0].closings(connection).len(), 1);
-    assert_eq!(rig.doc(&lock()).unwrap().str("owner"), Some("zzz"));
-}
-
-#[test]
-fn a_foreign_holder_is_left_the_lock_and_given_it() {
-    let compat = DocPath::parse("wa_metrics/longrun/locks/wa_connection").unwrap();
-    for before in [true, false] {
-        let mut rig = Rig::exclusive();
-        rig.nodes[0].hinted = true;
-        let account = rig.add_account(1, "disconnected");
-        if !before {
-            rig.until(MINUTE, |rig| rig.status(&account) == Some("connected"));
-        }
-        let until = rig.time().as_millis() + 200_000;
-        rig.write(
-            &compat,
-            &[("holderInstanceId", "other".into()), ("leaseUntil", Value::Int(until))],
-        );
-        rig.give(0, Input::Hint(Hint::Lock));
-        rig.pass(3_000);
-        assert!(!rig.nodes[0].is_active());
-        rig.pass(MINUTE);
-        assert_eq!(rig.nodes[0].instance.mode(), Mode::Passive(PassiveReason::HeldByForeign));
-        assert_eq!(incidents(&rig, 0, "foreign_lock_holder"), usize::from(!before));
-        assert_eq!(rig.doc(&compat).unwrap().str("holderInstanceId"), Some("other"));
-        assert_eq!(rig.nodes[0].connects(&account).len(), usize::from(!before));
-        // When it is gone, it is taken again.
-        rig.until(10 * MINUTE, |rig| rig.status(&account) == Some("connected"));
-        assert!(rig.nodes[0].is_active());
-    }
-}
-
-#[test]
-fn of_two_with_one_name_the_later_waits_until_the_other_is_gone() {
-    let mut rig = Rig::new([shared(0, Credentials::Shared), shared(0, Credentials::Shared)]);
-    rig.nodes[1].holds = |_| true;
-    let account = rig.add_account(1, "disconnected");
-    rig.until(MINUTE, |rig| rig.nodes[0].is_active());
-    rig.nodes[1].holds = |_| false;
-    rig.pass(5 * MINUTE);
-    let reason = Mode::Passive(PassiveReason::DuplicateInstanceId);
-    assert_eq!(rig.nodes[1].instance.mode(), reason);
-    assert_eq!(rig.owner(&account), Some(0));
-    assert_eq!(rig.command(0, Command::Stop), Reply::Accepted);
-    rig.until(2 * MINUTE, |rig| rig.owner(&account) == Some(1));
-}
-
-#[test]
-fn who_wants_the_lock_alone_waits_for_those_who_share_it() {
-    let alone = Settings { credentials: Credentials::Shared, ..Settings::exclusive(label(1)) };
-    let mut rig = Rig::new([shared(0, Credentials::Shared), alone]);
-    // The second is held up until the first has begun.
-    rig.nodes[1].holds = |_| true;
-    let account = rig.add_account(1, "disconnected");
-    rig.until(MINUTE, |rig| rig.nodes[0].is_active());
-    rig.nodes[1].holds = |_| false;
-    rig.pass(10 * MINUTE);
-    assert_eq!(rig.nodes[1].instance.mode(), Mode::Passive(PassiveReason::HeldByOther));
-    assert_eq!(rig.owner(&account), Some(0));
-    assert_eq!(rig.command(0, Command::Stop), Reply::Accepted);
-    rig.until(10 * MINUTE, |rig| rig.owner(&account) == Some(1));
-    assert!(rig.nodes[1].is_active());
-}
-
-#[test]
-fn the_owner_of_the_lock_looks_at_it_seldom_and_those_who_wait_often() {
-    let settings =
-        |n| Settings { credentials: Credentials::Shared, ..Settings::exclusive(label(n)) };
-    let mut rig = Rig::new([settings(0), settings(1)]);
-    rig.until(MINUTE, |rig| rig.nodes.iter().any(|node| node.is_active()));
-    let owner = rig.nodes.iter().position(|node| node.is_active()).unwrap();
-    let looks = |rig: &Rig, node: usize| {
-        let asked = rig.nodes[node].asked.iter();
-        asked
-            .filter(|r| matches!(&r.call, StoreCall::Get(paths) if paths.contains(&lock())))
-            .count()
-    };
-    let before = [0, 1].map(|node| looks(&rig, node));
-    rig.pass(60 * MINUTE);
-    assert!((8..=14).contains(&(looks(&rig, owner) - before[owner])), "every six minutes");
-    let others = looks(&rig, 1 - owner) - before[1 - owner];
-    assert!((200..=300).contains(&others), "every 15 seconds: {others}");
-}
-
-#[test]
-fn who_gives_up_the_lock_for_want_of_whatsapp_leaves_it_to_others() {
-    let settings =
-        |n| Settings { credentials: Credentials::Shared, ..Settings::exclusive(label(n)) };
-    let mut rig = Rig::new([settings(0), settings(1)]);
-    let account = rig.add_account(1, "disconnected");
-    rig.until(MINUTE, |rig| rig.status(&account) == Some("connected"));
-    let owner = rig.owner(&account).unwrap();
-    rig.nodes[owner].answers = unreachable;
-    let (_, connection) = rig.nodes[owner].connects(&account)[0];
-    let reason = CloseReason::Lost;
-    rig.tell(owner, &account, GatewayEvent::Closed { connection, reason });
-    rig.until(10 * MINUTE, |rig| rig.nodes[1 - owner].is_active());
-    rig.pass(60 * MINUTE);
-    assert!(rig.nodes[1 - owner].is_active() && !rig.nodes[owner].is_active());
-    assert_eq!(rig.status(&account), Some("connected"));
-}
-
-#[test]
-fn who_gave_up_the_lock_takes_it_again_where_nobody_else_wants_it() {
-    let mut rig = Rig::exclusive();
-    rig.nodes[0].answers = unreachable;
-    let account = rig.add_account(1, "disconnected");
-    let modes = |rig: &Rig, of: Mode| -> Vec<u64> {
-        let events = rig.nodes[0].events.iter();
-        events.filter(|(_, e)| *e == Event::Mode { mode: of }).map(|(at, _)| *at).collect()
-    };
-    for n in 0..4 {
-        rig.until(15 * MINUTE, |rig| modes(rig, Mode::SteppingDown).len() > n);
-        rig.pass(30_000);
-        assert_eq!(rig.nodes[0].instance.mode(), Mode::Passive(PassiveReason::CutOff));
-        rig.until(15 * MINUTE, |rig| modes(rig, Mode::Active).len() > n + 1);
-        // However often that was before.
-        let away = modes(&rig, Mode::Active)[n + 1] - modes(&rig, Mode::SteppingDown)[n];
-        assert!((120_000..160_000).contains(&away), "{away} ms");
-    }
-    rig.nodes[0].answers = |_| Some(Answer::Done);
-    rig.until(15 * MINUTE, |rig| rig.status(&account) == Some("connected"));
-}
-
-#[test]
-fn who_stops_gives_back_the_lock_that_others_see() {
-    let compat = DocPath::parse("wa_metrics/longrun/locks/wa_connection").unwrap();
-    let mut rig = Rig::exclusive();
-    rig.until(MINUTE, |rig| rig.nodes[0].is_active());
-    assert!(rig.doc(&compat).unwrap().count("leaseUntil") > Some(0));
-    rig.command(0, Command::Stop);
-    rig.until(MINUTE, |rig| rig.nodes[0].stopped);
-    assert_eq!(rig.doc(&compat).unwrap().count("leaseUntil"), Some(0));
 }
