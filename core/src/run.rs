@@ -55,8 +55,9 @@ pub(crate) struct Run {
     messages: u32,
     errors: u32,
     error: Option<&'static str>,
-    /// Gaps up to this one were compared with every thread it chose
-    surveyed: u64,
+    /// It looks at the newest threads and compares them with the gaps up to this one; otherwise only
+    /// at those that are known to need it
+    surveys: Option<u64>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -171,7 +172,7 @@ impl Tenure {
                 messages: 0,
                 errors: 0,
                 error: None,
-                surveyed: 0,
+                surveys: None,
             },
         );
         self.seek_slot(host, kind);
@@ -180,10 +181,18 @@ impl Tenure {
 
     /// Whether a recent sync has anything to do.
     pub(crate) fn has_holes_to_close(&self) -> bool {
-        self.holes_left
-            || !self.dirty.is_empty()
-            || self.sync.thread_gaps.keys().any(|thread| !self.tails.contains(thread))
-            || self.sync.latest_gap() > self.sync.surveyed
+        self.needs_survey() || self.in_need().next().is_some()
+    }
+
+    /// Whether any of the newest threads may lack messages.
+    fn needs_survey(&self) -> bool {
+        self.survey_due || self.sync.latest_gap() > self.sync.surveyed
+    }
+
+    /// Threads that a recent sync has to look at, however old they are; some may come twice.
+    fn in_need(&self) -> impl Iterator<Item = &ThreadId> {
+        let gaps = self.sync.thread_gaps.keys().filter(|thread| !self.tails.contains(*thread));
+        self.dirty.iter().chain(&self.open_holes).chain(gaps)
     }
 
     /// Shows now and then that the gap filler has nothing to do. Each account does so in its own
@@ -551,13 +560,18 @@ impl Tenure {
             self.record.stamps.last_auto_attempt_at = Some(commit_time);
             self.record.stamps.running = true;
         }
+        let surveys = kind == RunKind::AutoBackfill
+            || self.needs_survey()
+            || self.in_need().nth(MAX_EXTRA_THREADS).is_some();
         let Some(run) = self.runs.get_mut(&kind) else { return };
         run.take_slot(host);
         run.deadline = Some(sent + host.policy.belief(lease_term(host, kind)));
         host.event(Event::LeaseTaken { key: Key::Run(self.id.clone(), kind), epoch });
         host.event(Event::RunStarted { account: self.id.clone(), kind, trigger: run.trigger });
-        if run.step == Step::Starting {
+        // If it was aborted while the lease was being taken, its end is on the way.
+        if run.step == Step::Starting && surveys {
             run.step = Step::Choosing;
+            run.surveys = Some(self.sync.latest_gap());
             let route = run_route(&self.id, kind);
             let limit = match kind {
                 RunKind::AutoBackfill => host.policy.auto_backfill.threads,
@@ -568,6 +582,8 @@ impl Tenure {
                 .order_by(FieldPath::new("lastMessageAt"), Direction::Descending)
                 .select([FieldPath::new("lastMessageAt")]);
             run.reading = Some(host.query(route, query));
+        } else if run.step == Step::Starting {
+            self.on_chosen(host, kind, Vec::new());
         }
         self.watch_lease(host, kind);
     }
@@ -578,18 +594,13 @@ impl Tenure {
             self.unfilled = false;
         }
         if kind == RunKind::RecentSync {
-            let waits = |thread: &&ThreadId| !self.tails.contains(*thread);
-            let gaps = self.sync.thread_gaps.keys().filter(waits);
-            let extra = self.dirty.iter().chain(gaps);
-            let extra = extra.filter(|thread| !chosen.contains(*thread)).take(MAX_EXTRA_THREADS);
-            let extra: BTreeSet<ThreadId> = extra.cloned().collect();
+            let extra = self.in_need().filter(|thread| !chosen.contains(*thread));
+            let extra: BTreeSet<ThreadId> = extra.take(MAX_EXTRA_THREADS).cloned().collect();
             chosen.extend(extra);
         }
         let missing: Vec<ThreadId> =
             chosen.iter().filter(|t| !self.coverage.contains_key(*t)).cloned().collect();
-        let surveyed = self.sync.latest_gap();
         let Some(run) = self.runs.get_mut(&kind) else { return };
-        run.surveyed = surveyed;
         run.threads = chosen.into_iter().map(Work::new).collect();
         if missing.is_empty() {
             self.plan(host, kind);
@@ -642,21 +653,24 @@ impl Tenure {
             self.end_run(host, kind);
             return;
         }
-        for work in &run.threads {
-            let Some(covered) = self.coverage.get(&work.thread) else { continue };
-            if let Some(anchor) = covered.coverage.next_anchor(goal) {
-                let anchor = if host.bug(Bug::AnchorAtOldest) {
-                    covered.coverage.stretches().first().map_or(anchor, |s| s.low.clone())
-                } else {
-                    anchor
-                };
-                run.step = Step::Waiting { thread: work.thread.clone(), anchor };
-                run.release_slot(host);
-                self.pump_phone(host);
-                return;
-            }
+        let mut fillable = run.threads.iter().filter_map(|work| {
+            let coverage = &self.coverage.get(&work.thread)?.coverage;
+            Some((&work.thread, coverage, coverage.next_anchor(goal)?))
+        });
+        let next = match kind {
+            RunKind::AutoBackfill => fillable.next(),
+            RunKind::RecentSync => fillable.max_by_key(|(_, _, anchor)| anchor.second),
+        };
+        let Some((thread, coverage, mut anchor)) = next else {
+            self.end_run(host, kind);
+            return;
+        };
+        if host.bug(Bug::AnchorAtOldest) {
+            anchor = coverage.stretches().first().map_or(anchor, |s| s.low.clone());
         }
-        self.end_run(host, kind);
+        run.step = Step::Waiting { thread: thread.clone(), anchor };
+        run.release_slot(host);
+        self.pump_phone(host);
     }
 
     fn on_looked(
@@ -820,7 +834,7 @@ impl Tenure {
         let Some(run) = self.runs.get(&kind) else { return };
         let done: Vec<(ThreadId, bool)> =
             run.threads.iter().map(|work| (work.thread.clone(), work.looked)).collect();
-        let surveyed = run.surveyed;
+        let surveys = run.surveys;
         let recent = goal(host, RunKind::RecentSync);
         let result = self.result(host, kind);
         let mut all_known = result.ok;
@@ -829,9 +843,16 @@ impl Tenure {
             all_known &= covered.is_some();
             // What is not known for ever, or not filled yet, is looked at again, be the thread
             // among the newest then or not.
-            if covered.is_none_or(|covered| covered.coverage.next_anchor(recent).is_some()) {
-                self.clean.remove(&thread);
-                self.dirty.insert(thread);
+            self.open_holes.remove(&thread);
+            match covered.map(|covered| covered.coverage.next_anchor(recent)) {
+                None => {
+                    self.clean.remove(&thread);
+                    self.dirty.insert(thread);
+                }
+                Some(Some(_)) => {
+                    self.open_holes.insert(thread);
+                }
+                Some(None) => {}
             }
         }
         match kind {
@@ -846,9 +867,12 @@ impl Tenure {
             }
             RunKind::RecentSync => {
                 host.in_ms(self.timer(AccountTimer::Idle), host.policy.idle_stamp);
-                self.holes_left = result.remaining > 0 || !result.ok;
-                if all_known && surveyed > self.sync.surveyed {
-                    self.sync.surveyed = surveyed;
+                if result.ok && surveys.is_some() {
+                    // What it has left is known.
+                    self.survey_due = false;
+                }
+                if let Some(gap) = surveys.filter(|gap| all_known && *gap > self.sync.surveyed) {
+                    self.sync.surveyed = gap;
                     self.ledger.set_sync(self.sync.gap_fields());
                     self.ledger.push(Purpose::Patch);
                 }

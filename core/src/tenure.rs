@@ -46,8 +46,10 @@ pub(crate) struct Tenure {
     pub(crate) tails: BTreeSet<ThreadId>,
     /// Threads that every gap was compared with
     pub(crate) clean: BTreeSet<ThreadId>,
-    /// Holes may be left that the phone can fill
-    pub(crate) holes_left: bool,
+    /// Threads in which the last run that looked has left a hole that the phone may fill
+    pub(crate) open_holes: BTreeSet<ThreadId>,
+    /// The newest threads have to be looked at, whatever is known of them
+    pub(crate) survey_due: bool,
     pub(crate) leases: BTreeMap<RunKind, RunLease>,
     pub(crate) account_version: Option<Version>,
     realtime: Realtime,
@@ -115,7 +117,8 @@ impl Tenure {
             dirty: BTreeSet::new(),
             tails: BTreeSet::new(),
             clean: BTreeSet::new(),
-            holes_left: false,
+            open_holes: BTreeSet::new(),
+            survey_due: false,
             leases: BTreeMap::new(),
             account_version: None,
             realtime: Realtime::default(),
@@ -472,7 +475,8 @@ impl Tenure {
 
     fn ready(&mut self, host: &mut Host) {
         self.stage = Stage::Ready;
-        self.holes_left = true;
+        // News that its predecessor had no time to note lie among the newest.
+        self.survey_due = true;
         self.load_open(host, None);
         self.recover(host);
         if host.policy.recent_sync.enabled {
@@ -503,7 +507,6 @@ impl Tenure {
         if let Some(last) = last {
             self.load_open(host, Some(Cursor { keys: Vec::new(), id: last.path.id().into() }));
         }
-        self.holes_left = !docs.is_empty();
         let threads = docs.iter().filter_map(|doc| ThreadId::parse(doc.path.id()).ok());
         self.dirty.extend(threads.filter(|thread| !self.clean.contains(thread)));
     }

@@ -1,5 +1,6 @@
 //! One run from its start to its end, with a phone that answers as the test says.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use backfill_core::coverage::{Coverage, Gap, Mark, PageEnd};
@@ -596,6 +597,11 @@ fn syncs(rig: &Rig) -> usize {
     rig.nodes[0].events.iter().filter(|(_, event)| is_start(event)).count()
 }
 
+/// Until the new owner has looked at the newest threads.
+fn until_surveyed(rig: &mut Rig) {
+    rig.until(5 * MINUTE, |rig| !ended(rig, RunKind::RecentSync).is_empty());
+}
+
 fn queries_messages(request: &StoreRequest) -> bool {
     matches!(&request.call, StoreCall::Query(q) if q.collection.as_str().ends_with("/messages"))
 }
@@ -641,20 +647,28 @@ fn with_a_known_thread() -> (Rig, AccountId, ThreadId, i64) {
 #[test]
 fn a_live_message_is_looked_at_only_where_something_may_be_missing() {
     let (mut rig, account, thread, newest) = with_a_known_thread();
-    until_connected(&mut rig, &[&account]);
+    until_surveyed(&mut rig);
     arrive(&mut rig, &account, thread, newest + 1);
     rig.pass(10 * MINUTE);
-    assert_eq!(syncs(&rig), 0);
+    assert_eq!(syncs(&rig), 1);
 
-    // Others were compared with the gap, this thread was not among them.
-    let (mut rig, account, thread, newest) = with_a_known_thread();
+    // The newest was compared with the gap, this thread was not.
+    let (mut rig, account, thread, newest) = with_a_thread_and(|settings| {
+        only_on_demand(settings);
+        settings.recent_sync.max_threads = 1;
+    });
+    let other = super::holes::thread(&account, 2);
+    put_thread(&mut rig, &account, &other, newest + 1);
+    for (thread, second, gaps) in [(&thread, newest - 700, 0), (&other, newest + 1, 1)] {
+        let known = Coverage::starting_at(&mark(second), gaps);
+        rig.put(&coverage_path(&account, thread), known.to_fields(1));
+    }
     put_gap(&mut rig, &account, newest, 1);
-    until_connected(&mut rig, &[&account]);
-    rig.pass(5 * MINUTE);
-    assert_eq!(syncs(&rig), 0);
-    arrive(&mut rig, &account, thread.clone(), newest + 1);
-    rig.until(3 * MINUTE, |rig| syncs(rig) == 1);
-    rig.until(5 * MINUTE, |rig| ended(rig, RunKind::RecentSync).len() == 1);
+    until_surveyed(&mut rig);
+    assert_eq!(coverage(&rig, &account, &thread).applied_gap(), 0);
+    arrive(&mut rig, &account, thread.clone(), newest + 2);
+    rig.until(3 * MINUTE, |rig| syncs(rig) == 2);
+    rig.until(5 * MINUTE, |rig| ended(rig, RunKind::RecentSync).len() == 2);
     assert_eq!(coverage(&rig, &account, &thread).applied_gap(), 1);
     assert_eq!(asked(&rig)[0].2, newest, "the hole below it");
     let last = rig.nodes[0].asked.iter().rfind(|r| matches!(r.call, StoreCall::Commit(_)));
@@ -664,9 +678,9 @@ fn a_live_message_is_looked_at_only_where_something_may_be_missing() {
             if writes.iter().any(|w| lease(&w.path)))),
         "every gap was surveyed before, so nothing is left to write"
     );
-    arrive(&mut rig, &account, thread, newest + 2);
+    arrive(&mut rig, &account, thread, newest + 3);
     rig.pass(10 * MINUTE);
-    assert_eq!(syncs(&rig), 1, "it has been compared");
+    assert_eq!(syncs(&rig), 2, "it has been compared");
 }
 
 #[test]
@@ -682,7 +696,7 @@ fn what_arrives_while_its_thread_is_looked_up_is_looked_at_again() {
         let at = Value::from(StoreTime::from_secs(newest - 1));
         let fields = [("accountId", Value::from(account.text())), ("lastMessageAt", at)];
         rig.write(&empty.path(), &fields);
-        until_connected(&mut rig, &[&account]);
+        until_surveyed(&mut rig);
         rig.nodes[0].holds = queries_messages;
         rig.command(0, Command::Backfill(account.clone()));
         rig.until(1_000, |rig| !rig.nodes[0].held.is_empty());
@@ -694,7 +708,7 @@ fn what_arrives_while_its_thread_is_looked_up_is_looked_at_again() {
         // It was not there yet when the store was asked.
         put_thread(&mut rig, &account, arrives, newest + 5);
         rig.pass(10 * MINUTE);
-        assert_eq!(syncs(&rig), again);
+        assert_eq!(syncs(&rig), 1 + again);
         if of_the_thread {
             assert!(coverage(&rig, &account, &empty).is_live());
         }
@@ -991,4 +1005,60 @@ fn ticks_pass_over_who_still_syncs() {
     let before = skipped(&rig).len();
     rig.pass(45_000);
     assert_eq!(skipped(&rig)[before..], vec![[(Skip::Running, 1)].into(); 2]);
+}
+
+#[test]
+fn a_new_owner_looks_at_the_newest_threads_for_what_its_predecessor_could_not_note() {
+    let (mut rig, account, thread, newest) = with_a_thread_and(only_on_demand);
+    let gap =
+        [("seq", Value::Int(1)), ("from", (newest - 900).into()), ("to", (newest - 800).into())];
+    let gaps = ("gaps", Value::Array(vec![Value::map(gap)]));
+    let known = [("gapSeq", Value::Int(1)), ("surveyed", Value::Int(1)), gaps];
+    rig.write(&account.sync_path(), &known);
+    // The thread was quiet when all was compared with the gap; then its newest message came.
+    let path = DocPath::new(&account.coverage(), thread.as_str()).unwrap();
+    rig.put(&path, Coverage::starting_at(&mark(newest - 1_000), 0).to_fields(1));
+    let (_, _, anchor) = until_asked(&mut rig, 1);
+    assert_eq!(anchor, newest);
+}
+
+#[test]
+fn a_recent_sync_looks_at_all_of_the_newest_threads_once_and_then_at_those_in_need() {
+    let (mut rig, account, _, newest) = with_a_thread_and(only_on_demand);
+    for number in 1..6 {
+        let thread = thread(&account, number);
+        put_thread(&mut rig, &account, &thread, newest);
+        let path = DocPath::new(&account.coverage(), thread.as_str()).unwrap();
+        rig.put(&path, Coverage::starting_at(&mark(newest), 0).to_fields(1));
+    }
+    rig.until(5 * MINUTE, |rig| !ended(rig, RunKind::RecentSync).is_empty());
+    let lost = thread(&account, 3);
+    let second = rig.time().as_secs();
+    rig.tell(0, &account, GatewayEvent::Undecryptable { thread: lost, second });
+    rig.until(5 * MINUTE, |rig| ended(rig, RunKind::RecentSync).len() == 2);
+    let looked_at = ended(&rig, RunKind::RecentSync).into_iter().map(|result| result.threads);
+    assert_eq!(looked_at.collect::<Vec<_>>(), [5, 1]);
+    assert_eq!(rig.nodes[0].queries("threads").len(), 1);
+}
+
+#[test]
+fn a_recent_sync_asks_for_the_newest_hole_first() {
+    let (mut rig, account, _, newest) = with_a_thread_and(only_on_demand);
+    rig.write(&account.sync_path(), &[("gapSeq", Value::Int(1)), ("surveyed", Value::Int(1))]);
+    let mut holes = [(1, newest - 500), (2, newest - 10), (3, newest - 200)];
+    for (number, end) in holes {
+        let thread = thread(&account, number);
+        put_thread(&mut rig, &account, &thread, newest);
+        let mut coverage = Coverage::starting_at(&mark(newest - 9_000), 0);
+        coverage.suspect(Gap { seq: 1, from: newest - 8_000, to: newest - 7_000 }, None);
+        coverage.newer(&mark(end));
+        let path = DocPath::new(&account.coverage(), thread.as_str()).unwrap();
+        rig.put(&path, coverage.to_fields(1));
+    }
+    holes.sort_unstable_by_key(|(_, end)| Reverse(*end));
+    for (times, (number, end)) in (1..).zip(holes) {
+        let (_, request, anchor) = until_asked(&mut rig, times);
+        assert_eq!(anchor, end);
+        page(&mut rig, &account, request, &thread(&account, number), mark(newest - 8_500), 7);
+    }
 }
