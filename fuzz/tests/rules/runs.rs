@@ -1062,3 +1062,24 @@ fn a_recent_sync_asks_for_the_newest_hole_first() {
         page(&mut rig, &account, request, &thread(&account, number), mark(newest - 8_500), 7);
     }
 }
+
+#[test]
+fn a_new_owner_looks_at_the_newest_threads_until_it_has_seen_them() {
+    let (mut rig, account, _, _) = with_a_known_thread();
+    until_connected(&mut rig, &[&account]);
+    rig.nodes[0].holds = queries_threads;
+    rig.until(3 * MINUTE, |rig| ended(rig, RunKind::RecentSync).len() == 1);
+    assert_eq!(ended(&rig, RunKind::RecentSync)[0].error, Some("store_unavailable"));
+    rig.nodes[0].holds = |_| false;
+    rig.until(3 * MINUTE, |rig| ended(rig, RunKind::RecentSync).len() == 2);
+    assert_eq!(ended(&rig, RunKind::RecentSync)[1].threads, 1);
+    let last = rig.nodes[0].asked.iter().rfind(|r| matches!(r.call, StoreCall::Commit(_)));
+    let lease = |path: &DocPath| path.as_str().ends_with("leases/recentSync");
+    assert!(
+        last.is_some_and(|r| matches!(&r.call, StoreCall::Commit(writes)
+            if writes.iter().any(|w| lease(&w.path)))),
+        "there is no gap, so nothing is left to write"
+    );
+    rig.pass(10 * MINUTE);
+    assert_eq!(syncs(&rig), 2);
+}
