@@ -29,12 +29,18 @@ pub(crate) enum PhoneState {
 }
 
 impl Phone {
-    /// Takes over what an earlier owner may have asked.
-    pub(crate) fn adopt(&mut self, host: &Host, asked: Option<StoreTime>) {
+    /// Takes over what an earlier owner may have asked; `abnormal`: it did not give the account back.
+    pub(crate) fn adopt(&mut self, host: &Host, asked: Option<StoreTime>, abnormal: bool) {
         let Some(asked) = asked else { return };
-        let done = asked + occupied(host);
-        // The estimate of the store's time is never ahead, so the wait is never too short.
-        let wait = done.since(host.store_now()).min(occupied(host) * 2);
+        let wait = if abnormal {
+            // While all were down the store's clock may have been set: how long ago that was nobody
+            // knows.
+            occupied(host)
+        } else {
+            // The estimate of the store's time is never ahead, so the wait is never too short.
+            let done = asked + occupied(host);
+            done.since(host.store_now()).min(occupied(host) * 2)
+        };
         // Both clocks may run apart by the declared bound.
         self.free_at = self.free_at.max(host.now + wait + wait / 40);
     }
@@ -118,7 +124,7 @@ mod tests {
     #[test]
     fn a_predecessors_reservation_still_counts() {
         let (host, mut phone) = (host(), Phone::default());
-        phone.adopt(&host, Some(StoreTime::from_secs(480)));
+        phone.adopt(&host, Some(StoreTime::from_secs(480)), false);
         assert!(!phone.is_free(after(&host, 45)), "20 of 65 s are over");
         assert!(phone.is_free(after(&host, 47)));
     }
@@ -126,11 +132,21 @@ mod tests {
     #[test]
     fn an_old_reservation_counts_no_more_and_one_from_the_future_not_forever() {
         let (host, mut phone) = (host(), Phone::default());
-        phone.adopt(&host, Some(StoreTime::from_secs(430)));
+        phone.adopt(&host, Some(StoreTime::from_secs(430)), false);
         assert!(phone.is_free(host.now));
-        phone.adopt(&host, Some(StoreTime::from_secs(9_000_000)));
+        phone.adopt(&host, Some(StoreTime::from_secs(9_000_000)), false);
         assert!(!phone.is_free(host.now));
         assert!(phone.is_free(after(&host, 140)));
+    }
+
+    #[test]
+    fn after_a_crash_a_reservation_counts_from_when_it_is_found() {
+        let (host, mut phone) = (host(), Phone::default());
+        phone.adopt(&host, None, true);
+        assert!(phone.is_free(host.now), "nobody has asked");
+        phone.adopt(&host, Some(StoreTime::from_secs(1)), true);
+        assert!(!phone.is_free(after(&host, 65)), "its clock may be slow");
+        assert!(phone.is_free(after(&host, 67)));
     }
 
     #[test]

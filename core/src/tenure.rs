@@ -59,6 +59,8 @@ pub(crate) struct Tenure {
     /// The account's document is there
     exists: bool,
     fence: Version,
+    /// Its predecessor did not give the account back
+    abnormal: bool,
     /// No connection before this
     not_before: Mono,
     /// History has come, or was lost, that no backfill has looked at
@@ -126,6 +128,7 @@ impl Tenure {
             unsaved: Gaps::default(),
             exists: true,
             fence,
+            abnormal,
             not_before: host.now + delay,
             unfilled: false,
         };
@@ -432,7 +435,7 @@ impl Tenure {
         self.leases.insert(RunKind::AutoBackfill, RunLease::parse(auto.as_deref()));
         self.leases.insert(RunKind::RecentSync, RunLease::parse(recent.as_deref()));
         if !host.bug(Bug::SuccessorIgnoresReservation) {
-            self.phone.adopt(host, self.sync.asked);
+            self.phone.adopt(host, self.sync.asked, self.abnormal);
         }
 
         match self.sync.connected.as_deref().map(BootId::parse) {
