@@ -4,11 +4,11 @@ use backfill_core::coverage::{Coverage, Goal, PageEnd};
 use backfill_core::doc::{DocPath, Value};
 use backfill_core::id::{AccountId, RequestId};
 use backfill_core::io::{
-    Answer, ChunkCounts, ChunkId, Command, Event, GatewayCall, GatewayEvent, Hint, Ingested, Input,
+    Answer, ChunkCounts, ChunkId, Command, Event, GatewayCall, GatewayEvent, Ingested, Input,
     PageFacts, Rejection, RunKind, Source, StoreCall, StoreRequest, ThreadSpan,
 };
 
-use super::holes::{mark, put_thread, thread};
+use super::holes::{loading, mark, put_thread, thread};
 use super::rig::Rig;
 
 const CHUNK: ChunkId = ChunkId(7);
@@ -364,14 +364,7 @@ fn a_backfill_follows_a_chunk_that_brought_something() {
 
 #[test]
 fn nothing_is_asked_of_the_spool_before_the_account_is_loaded() {
-    let mut rig = Rig::exclusive();
-    rig.pass(60_000);
-    rig.nodes[0].holds = |request| {
-        matches!(&request.call, StoreCall::Get(paths)
-            if paths.first().is_some_and(|path| path.as_str() == "accounts/account_dev_00000001"))
-    };
-    let account = rig.add_account(1, "disconnected");
-    rig.give(0, Input::Hint(Hint::Accounts));
+    let (mut rig, account) = loading();
     let load = until_held(&mut rig);
     let chunk = GatewayEvent::Chunk { chunk: CHUNK, spooled: false };
     rig.tell(0, &account, chunk.clone());

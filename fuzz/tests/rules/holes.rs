@@ -50,6 +50,20 @@ fn arrive_beside(
     rig.give(0, Input::Ingested(account.clone(), ingested));
 }
 
+/// An account that is being loaded: what was read of it is held back.
+pub(super) fn loading() -> (Rig, AccountId) {
+    let mut rig = Rig::exclusive();
+    rig.pass(60_000);
+    rig.nodes[0].holds = |request| {
+        matches!(&request.call, StoreCall::Get(paths)
+            if paths.first().is_some_and(|path| path.as_str() == "accounts/account_dev_00000001"))
+    };
+    let account = rig.add_account(1, "disconnected");
+    rig.give(0, Input::Hint(Hint::Accounts));
+    rig.until(2_000, |rig| !rig.nodes[0].held.is_empty());
+    (rig, account)
+}
+
 /// Many threads with new messages, and nothing open.
 fn crowd(rig: &mut Rig, account: &AccountId) {
     let now = rig.time().as_secs();
@@ -242,15 +256,7 @@ fn a_gap_of_one_thread_is_looked_at_however_old_the_thread_is_and_nothing_else_i
 
 #[test]
 fn what_cannot_be_decrypted_while_an_account_is_loaded_is_remembered() {
-    let mut rig = Rig::exclusive();
-    rig.pass(60_000);
-    rig.nodes[0].holds = |request| {
-        matches!(&request.call, StoreCall::Get(paths)
-            if paths.first().is_some_and(|path| path.as_str() == "accounts/account_dev_00000001"))
-    };
-    let account = rig.add_account(1, "disconnected");
-    rig.give(0, Input::Hint(Hint::Accounts));
-    rig.until(2_000, |rig| !rig.nodes[0].held.is_empty());
+    let (mut rig, account) = loading();
     let second = rig.time().as_secs();
     rig.tell(0, &account, GatewayEvent::Undecryptable { thread: thread(&account, 7), second });
     rig.nodes[0].holds = |_| false;

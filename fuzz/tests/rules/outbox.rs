@@ -12,6 +12,18 @@ use backfill_core::policy::{Credentials, OutboxLimits, Settings};
 
 use super::rig::{Rig, label};
 
+/// A message has been given to WhatsApp, which has not answered.
+fn sending() -> (Rig, AccountId) {
+    let (mut rig, account) = connected();
+    rig.nodes[0].answers = |call| match call {
+        GatewayCall::Send { .. } => None,
+        _ => Some(Answer::Done),
+    };
+    queue(&mut rig, &account, &[]);
+    rig.until(3_000, |rig| !sends(rig).0.is_empty());
+    (rig, account)
+}
+
 /// A connected account of an instance that looks into the outbox every second.
 fn connected() -> (Rig, AccountId) {
     let (mut rig, account) = connecting();
@@ -77,13 +89,7 @@ fn until_held(rig: &mut Rig) -> StoreRequest {
 
 #[test]
 fn a_queued_message_is_claimed_then_sent_then_shown_as_sent() {
-    let (mut rig, account) = connected();
-    rig.nodes[0].answers = |call| match call {
-        GatewayCall::Send { .. } => None,
-        _ => Some(Answer::Done),
-    };
-    queue(&mut rig, &account, &[]);
-    rig.until(3_000, |rig| !sends(rig).0.is_empty());
+    let (mut rig, account) = sending();
     let wa_id = outbound_wa_id(&id());
     let claimed = doc(&rig);
     assert_eq!(claimed.str("status"), Some("processing"));
@@ -256,13 +262,7 @@ fn a_message_that_is_found_when_the_connection_is_gone_is_left_alone() {
 #[test]
 fn who_finds_a_message_changed_shows_what_became_of_it_unless_somebody_else_has_the_say() {
     for (status, shown) in [("processing", "sent"), ("failed", "failed")] {
-        let (mut rig, account) = connected();
-        rig.nodes[0].answers = |call| match call {
-            GatewayCall::Send { .. } => None,
-            _ => Some(Answer::Done),
-        };
-        queue(&mut rig, &account, &[]);
-        rig.until(3_000, |rig| !sends(rig).0.is_empty());
+        let (mut rig, _) = sending();
         rig.write(&id().path(), &[("status", status.into()), ("note", "changed".into())]);
         let sent = |call: &GatewayCall| matches!(call, GatewayCall::Send { .. }).then_some(());
         let (_, request, ()) = rig.nodes[0].called(sent)[0];
