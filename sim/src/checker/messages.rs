@@ -71,6 +71,12 @@ fn direction_of(message: &Message) -> &'static str {
     if message.from_me { "outbound" } else { "inbound" }
 }
 
+/// The threads of a conversation, one for each of its names.
+fn names(account: u16, thread: u16, net: &WhatsApp) -> impl Iterator<Item = ThreadId> {
+    let known = [false, true].into_iter().filter(move |lid| !lid || net.has_lid(account, thread));
+    known.filter_map(move |lid| net.thread_called(account, thread, lid))
+}
+
 /// The document of a message, under whichever name its conversation has it.
 fn stored_message<'a>(
     account: u16,
@@ -86,10 +92,8 @@ fn stored_message<'a>(
         let Alias { thread, message } = Alias::parse(&owner, alias)?;
         return store.document(&DocPath::new(&thread.messages(), message.as_str()).ok()?);
     }
-    [false, true].into_iter().find_map(|lid| {
-        let thread = net.thread_called(account, message.thread, lid)?;
-        store.document(&DocPath::new(&thread.messages(), &id).ok()?)
-    })
+    names(account, message.thread, net)
+        .find_map(|thread| store.document(&DocPath::new(&thread.messages(), &id).ok()?))
 }
 
 /// So many of the newest messages of every conversation are compared with what WhatsApp knows.
@@ -499,10 +503,8 @@ impl Checker {
         let length = net.length(account, thread);
         let mut stored = self.newest_stored(position, thread, length).peekable();
         let first = net.message(account, *stored.peek()?)?;
-        let documents: Vec<&Arc<Document>> = [false, true]
-            .into_iter()
-            .filter(|lid| !lid || net.has_lid(account, thread))
-            .filter_map(|lid| store.document(&net.thread_called(account, thread, lid)?.path()))
+        let documents: Vec<&Arc<Document>> = names(account, thread, net)
+            .filter_map(|thread| store.document(&thread.path()))
             .collect();
         if documents.is_empty() {
             return Some("has messages and no document".into());
@@ -688,10 +690,7 @@ impl Checker {
     ) -> impl Iterator<Item = &'a Arc<Document>> {
         let account = self.number(position);
         let id = self.ids.get(usize::from(position));
-        let names =
-            [false, true].into_iter().filter(move |lid| !lid || net.has_lid(account, thread));
-        names.filter_map(move |lid| {
-            let thread = net.thread_called(account, thread, lid)?;
+        names(account, thread, net).filter_map(move |thread| {
             store.document(&DocPath::new(&id?.coverage(), thread.as_str()).ok()?)
         })
     }
