@@ -1,14 +1,14 @@
 //! The way of a history chunk: made durable, parsed, noted, forgotten.
 
 use backfill_core::coverage::{Coverage, Goal, PageEnd};
-use backfill_core::doc::{DocPath, Value};
+use backfill_core::doc::Value;
 use backfill_core::id::{AccountId, RequestId};
 use backfill_core::io::{
     Answer, ChunkCounts, ChunkId, Command, Event, GatewayCall, GatewayEvent, Ingested, Input,
     PageFacts, Rejection, RunKind, Source, StoreCall, StoreRequest, ThreadSpan,
 };
 
-use super::holes::{loading, mark, put_thread, thread};
+use super::holes::{coverage_path, loading, mark, put_thread, thread};
 use super::rig::Rig;
 
 const CHUNK: ChunkId = ChunkId(7);
@@ -85,12 +85,8 @@ fn until_noted(rig: &mut Rig, account: &AccountId, threads: &[u16]) -> RequestId
     expect(rig, "unspool 7")
 }
 
-fn coverage_path(account: &AccountId, number: u16) -> DocPath {
-    DocPath::new(&account.coverage(), thread(account, number).as_str()).unwrap()
-}
-
 fn coverage(rig: &Rig, account: &AccountId, number: u16) -> Option<Coverage> {
-    let doc = rig.doc(&coverage_path(account, number))?;
+    let doc = rig.doc(&coverage_path(account, &thread(account, number)))?;
     Some(Coverage::parse(&doc.fields).0)
 }
 
@@ -261,7 +257,7 @@ fn all_that_a_chunk_brought_is_noted() {
     let (mut rig, account) = connected();
     // One of the threads is known.
     let known = Coverage::starting_at(&mark(rig.time().as_secs() - 100), 0);
-    rig.put(&coverage_path(&account, 1), known.to_fields(1));
+    rig.put(&coverage_path(&account, &thread(&account, 1)), known.to_fields(1));
     let threads: Vec<u16> = (1..=200).collect();
     until_noted(&mut rig, &account, &threads);
     for number in threads {

@@ -30,6 +30,10 @@ pub(super) fn put_thread(rig: &mut Rig, account: &AccountId, thread: &ThreadId, 
     rig.write(&thread.path(), &[("accountId", account), ("lastMessageAt", at)]);
 }
 
+pub(super) fn coverage_path(account: &AccountId, thread: &ThreadId) -> DocPath {
+    DocPath::new(&account.coverage(), thread.as_str()).unwrap()
+}
+
 /// A live message of a thread is durable.
 pub(super) fn arrive(rig: &mut Rig, account: &AccountId, thread: ThreadId, second: i64) {
     arrive_beside(rig, account, thread, None, second);
@@ -70,7 +74,7 @@ fn crowd(rig: &mut Rig, account: &AccountId) {
     for number in 0..60 {
         let other = thread(account, number);
         let second = now - 1_000 - i64::from(number);
-        let path = DocPath::new(&account.coverage(), other.as_str()).unwrap();
+        let path = coverage_path(account, &other);
         rig.put(&path, Coverage::starting_at(&mark(second), 1).to_fields(1));
         put_thread(rig, account, &other, second);
     }
@@ -96,7 +100,7 @@ fn a_tail_that_waited_under_an_earlier_owner_is_looked_at_however_old_the_thread
     let mut coverage = Coverage::starting_at(&mark(now - 9_000), 0);
     let gap = Gap { seq: 1, from: now - 8_000, to: now - 7_000 };
     assert!(coverage.suspect(gap, None) && !coverage.is_live());
-    let path = DocPath::new(&account.coverage(), old.as_str()).unwrap();
+    let path = coverage_path(&account, &old);
     rig.put(&path, coverage.to_fields(1));
     put_thread(&mut rig, &account, &old, now - 6_000);
     crowd(&mut rig, &account);
@@ -178,7 +182,7 @@ fn what_is_missing_under_one_name_is_looked_for_under_the_other() {
     let now = rig.time().as_secs();
     for (thread, second) in [(&lid, now - 9_000), (&phone, now - 8_000)] {
         put_thread(&mut rig, &account, thread, second);
-        let path = DocPath::new(&account.coverage(), thread.as_str()).unwrap();
+        let path = coverage_path(&account, thread);
         rig.put(&path, Coverage::starting_at(&mark(second), 1).to_fields(1));
     }
     rig.until(60_000, |rig| rig.status(&account) == Some("connected"));
@@ -208,13 +212,13 @@ fn what_an_earlier_owner_missed_under_one_name_is_looked_for_under_the_other() {
     rig.write(&account.sync_path(), &[("gapSeq", Value::Int(1)), surveyed, ("threadGaps", gaps)]);
     let mut coverage = Coverage::starting_at(&mark(lost - 9_000), 0);
     assert!(coverage.suspect(Gap { seq: 1, from: lost, to: lost }, None));
-    let path = DocPath::new(&account.coverage(), lid.as_str()).unwrap();
+    let path = coverage_path(&account, &lid);
     rig.put(&path, coverage.to_fields(1));
     // A message under the other name came just before the owner died, to a thread that is complete.
     put_thread(&mut rig, &account, &lid, lost - 9_000);
     redirect(&mut rig, &lid, &phone);
     put_thread(&mut rig, &account, &phone, lost + 60);
-    let path = DocPath::new(&account.coverage(), phone.as_str()).unwrap();
+    let path = coverage_path(&account, &phone);
     rig.put(&path, Coverage::starting_at(&mark(lost - 8_000), 1).to_fields(1));
     rig.pass(10 * 60_000);
     assert!(asked(&rig).contains(&(phone, lost + 60)), "{:?}", asked(&rig));
@@ -233,7 +237,7 @@ fn a_gap_of_one_thread_is_looked_at_however_old_the_thread_is_and_nothing_else_i
     let fields = [("threadGaps", gaps), ("gapSeq", Value::Int(1)), ("surveyed", Value::Int(0))];
     rig.write(&account.sync_path(), &fields);
     let known = |rig: &mut Rig, thread: &ThreadId, second| {
-        let path = DocPath::new(&account.coverage(), thread.as_str()).unwrap();
+        let path = coverage_path(&account, thread);
         rig.put(&path, Coverage::starting_at(&mark(second), 0).to_fields(1));
     };
     known(&mut rig, &old, now - 9_000);
@@ -290,7 +294,7 @@ fn only_the_thread_of_a_lid_that_waits_for_a_message_is_followed() {
     // That of the LID goes on after the gap, the others wait.
     for (thread, second) in [(&lid, now - 6_000), (&with_a_gap, now - 6_000), (&old, now - 7_500)] {
         put_thread(&mut rig, &account, thread, second);
-        let path = DocPath::new(&account.coverage(), thread.as_str()).unwrap();
+        let path = coverage_path(&account, thread);
         rig.put(&path, Coverage::starting_at(&mark(now - 9_000), 0).to_fields(1));
     }
     rig.pass(10 * 60_000);

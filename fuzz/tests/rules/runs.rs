@@ -13,7 +13,7 @@ use backfill_core::io::{
 use backfill_core::policy::{Credentials, Settings};
 use backfill_core::time::StoreTime;
 
-use super::holes::{arrive, mark, put_thread, thread};
+use super::holes::{arrive, coverage_path, mark, put_thread, thread};
 use super::rig::{Rig, label};
 
 const MINUTE: u64 = 60_000;
@@ -334,8 +334,7 @@ fn a_hole_that_is_closed_is_not_looked_for_again() {
     let mut coverage = Coverage::starting_at(&mark(now - 9_000), 0);
     coverage.suspect(Gap { seq: 1, from: now - 8_000, to: now - 7_000 }, None);
     coverage.newer(&mark(now - 1_000));
-    let path = DocPath::new(&account.coverage(), thread.as_str()).unwrap();
-    rig.put(&path, coverage.to_fields(1));
+    rig.put(&coverage_path(&account, &thread), coverage.to_fields(1));
     // Whichever kind of run asks first.
     let (_, request, anchor) = until_asked(&mut rig, 1);
     assert_eq!(anchor, now - 1_000);
@@ -570,8 +569,8 @@ fn a_gap_of_a_thread_is_kept_until_durable_coverage_says_what_is_missing() {
 #[test]
 fn a_gap_is_surveyed_when_a_run_without_an_error_has_seen_every_thread() {
     let (mut rig, account, thread, newest) = with_a_thread_and(only_on_demand);
-    let path = DocPath::new(&account.coverage(), thread.as_str()).unwrap();
-    rig.put(&path, Coverage::starting_at(&mark(newest), 0).to_fields(1));
+    let known = Coverage::starting_at(&mark(newest), 0);
+    rig.put(&coverage_path(&account, &thread), known.to_fields(1));
     until_connected(&mut rig, &[&account]);
     let surveyed = |rig: &Rig| rig.doc(&account.sync_path()).unwrap().count("surveyed");
     let (_, connection) = rig.nodes[0].connects(&account)[0];
@@ -587,7 +586,7 @@ fn a_gap_is_surveyed_when_a_run_without_an_error_has_seen_every_thread() {
     assert_eq!(surveyed(&rig), Some(0));
     rig.nodes[0].holds = |_| false;
     rig.until(10 * MINUTE, |rig| surveyed(rig) == Some(1));
-    let (coverage, _) = Coverage::parse(&rig.doc(&path).unwrap().fields);
+    let coverage = coverage(&rig, &account, &thread);
     assert!(!coverage.is_live(), "its tail may be missing");
 }
 
@@ -613,10 +612,6 @@ fn writes_coverage(request: &StoreRequest) -> bool {
 fn coverage_writes(request: &StoreRequest) -> usize {
     let StoreCall::Commit(writes) = &request.call else { return 0 };
     writes.iter().filter(|write| write.path.as_str().contains("/coverage/")).count()
-}
-
-fn coverage_path(account: &AccountId, thread: &ThreadId) -> DocPath {
-    DocPath::new(&account.coverage(), thread.as_str()).unwrap()
 }
 
 fn coverage(rig: &Rig, account: &AccountId, thread: &ThreadId) -> Coverage {
@@ -985,8 +980,7 @@ fn ticks_pass_over_who_still_syncs() {
     let mut coverage = Coverage::starting_at(&mark(now - 9_000), 0);
     coverage.suspect(Gap { seq: 1, from: now - 8_000, to: now - 7_000 }, None);
     coverage.newer(&mark(now - 1_000));
-    let path = DocPath::new(&account.coverage(), thread.as_str()).unwrap();
-    rig.put(&path, coverage.to_fields(1));
+    rig.put(&coverage_path(&account, &thread), coverage.to_fields(1));
     // Its phone is away, and asked again and again.
     rig.nodes[0].answers = |call| match call {
         GatewayCall::History { .. } => Some(Answer::Rejected(Rejection::Unavailable)),
@@ -1009,15 +1003,9 @@ fn ticks_pass_over_who_still_syncs() {
 
 #[test]
 fn a_new_owner_looks_at_the_newest_threads_for_what_its_predecessor_could_not_note() {
-    let (mut rig, account, thread, newest) = with_a_thread_and(only_on_demand);
-    let gap =
-        [("seq", Value::Int(1)), ("from", (newest - 900).into()), ("to", (newest - 800).into())];
-    let gaps = ("gaps", Value::Array(vec![Value::map(gap)]));
-    let known = [("gapSeq", Value::Int(1)), ("surveyed", Value::Int(1)), gaps];
-    rig.write(&account.sync_path(), &known);
     // The thread was quiet when all was compared with the gap; then its newest message came.
-    let path = DocPath::new(&account.coverage(), thread.as_str()).unwrap();
-    rig.put(&path, Coverage::starting_at(&mark(newest - 1_000), 0).to_fields(1));
+    let (mut rig, account, _, newest) = with_a_known_thread();
+    put_gap(&mut rig, &account, newest, 1);
     let (_, _, anchor) = until_asked(&mut rig, 1);
     assert_eq!(anchor, newest);
 }
@@ -1028,10 +1016,10 @@ fn a_recent_sync_looks_at_all_of_the_newest_threads_once_and_then_at_those_in_ne
     for number in 1..6 {
         let thread = thread(&account, number);
         put_thread(&mut rig, &account, &thread, newest);
-        let path = DocPath::new(&account.coverage(), thread.as_str()).unwrap();
-        rig.put(&path, Coverage::starting_at(&mark(newest), 0).to_fields(1));
+        let known = Coverage::starting_at(&mark(newest), 0);
+        rig.put(&coverage_path(&account, &thread), known.to_fields(1));
     }
-    rig.until(5 * MINUTE, |rig| !ended(rig, RunKind::RecentSync).is_empty());
+    until_surveyed(&mut rig);
     let lost = thread(&account, 3);
     let second = rig.time().as_secs();
     rig.tell(0, &account, GatewayEvent::Undecryptable { thread: lost, second });
@@ -1052,8 +1040,7 @@ fn a_recent_sync_asks_for_the_newest_hole_first() {
         let mut coverage = Coverage::starting_at(&mark(newest - 9_000), 0);
         coverage.suspect(Gap { seq: 1, from: newest - 8_000, to: newest - 7_000 }, None);
         coverage.newer(&mark(end));
-        let path = DocPath::new(&account.coverage(), thread.as_str()).unwrap();
-        rig.put(&path, coverage.to_fields(1));
+        rig.put(&coverage_path(&account, &thread), coverage.to_fields(1));
     }
     holes.sort_unstable_by_key(|(_, end)| Reverse(*end));
     for (times, (number, end)) in (1..).zip(holes) {
